@@ -1,0 +1,157 @@
+//! Single instructions as functions.
+
+use core::arch::asm;
+
+/// Reads a system register by name.
+#[macro_export]
+macro_rules! read_register {
+    ($name:literal) => {{
+        let value: u64;
+        // SAFETY: MRS writes nothing but the named output; where the register is UNDEFINED the vectors
+        // report or skip it.
+        unsafe {
+            core::arch::asm!(concat!("mrs {0}, ", $name), out(reg) value, options(nostack, preserves_flags))
+        };
+        value
+    }};
+}
+
+/// Writes a system register by name, with an ISB after it.
+#[macro_export]
+macro_rules! write_register {
+    ($name:literal, $value:expr) => {{
+        let value: u64 = $value;
+        // SAFETY: the caller names a register on which no Rust code of the guest depends: not the stack,
+        // the tables or the vectors.
+        unsafe {
+            core::arch::asm!(concat!("msr ", $name, ", {0}"), "isb", in(reg) value, options(nostack, preserves_flags))
+        };
+    }};
+}
+
+/// HVC #0 with x0 to x6; returns x0 to x3.
+pub fn hvc(x: [u64; 7]) -> [u64; 4] {
+    let [mut x0, mut x1, mut x2, mut x3, x4, x5, x6] = x;
+    // SAFETY: SMCCC: x0 to x3 are results, all other registers are kept. What the call does to memory (pages
+    // that become shared or go away) concerns pages that the caller reaches by device-like accesses only.
+    unsafe {
+        asm!("hvc #0", inout("x0") x0, inout("x1") x1, inout("x2") x2, inout("x3") x3,
+             in("x4") x4, in("x5") x5, in("x6") x6, options(nostack))
+    };
+    [x0, x1, x2, x3]
+}
+
+/// HVC #1, which is no call.
+pub fn hvc_immediate_1(function: u32) -> u64 {
+    let mut x0 = u64::from(function);
+    // SAFETY: as for `hvc`.
+    unsafe {
+        asm!("hvc #1", inout("x0") x0, inout("x1") 0u64 => _, inout("x2") 0u64 => _, inout("x3") 0u64 => _,
+             options(nostack))
+    };
+    x0
+}
+
+/// SMC #0 with a function id and three zero arguments; returns x0.
+pub fn smc(function: u32) -> u64 {
+    let mut x0 = u64::from(function);
+    // SAFETY: as for `hvc`; the word is the encoding of SMC #0, which some assemblers hide.
+    unsafe {
+        asm!(".inst 0xd4000003", inout("x0") x0, inout("x1") 0u64 => _, inout("x2") 0u64 => _,
+             inout("x3") 0u64 => _, options(nostack))
+    };
+    x0
+}
+
+macro_rules! loads {
+    ($($(#[$doc:meta])* $name:ident $instruction:literal;)*) => {$(
+        $(#[$doc])*
+        pub fn $name(address: u64) -> u64 {
+            let value: u64;
+            // SAFETY: a load with a plain register address, so that it has a syndrome; it changes no memory
+            // that Rust knows of, and where nothing is mapped the vectors report or skip it.
+            unsafe { asm!($instruction, value = out(reg) value, address = in(reg) address, options(nostack)) };
+            value
+        }
+    )*};
+}
+
+loads! {
+    /// LDR of 8 bytes.
+    load64 "ldr {value:x}, [{address}]";
+    /// LDR of 4 bytes, zero-extended.
+    load32 "ldr {value:w}, [{address}]";
+    /// LDRH.
+    load16 "ldrh {value:w}, [{address}]";
+    /// LDRB.
+    load8 "ldrb {value:w}, [{address}]";
+    /// LDRSW: sign-extended to 64 bits.
+    load32_signed "ldrsw {value:x}, [{address}]";
+    /// LDRSH, sign-extended to 64 bits.
+    load16_signed "ldrsh {value:x}, [{address}]";
+    /// LDRSB, sign-extended to 64 bits.
+    load8_signed "ldrsb {value:x}, [{address}]";
+    /// LDRSH, sign-extended to 32 bits: the upper half of the register is zero.
+    load16_signed_32 "ldrsh {value:w}, [{address}]";
+    /// LDRSB, sign-extended to 32 bits: the upper half of the register is zero.
+    load8_signed_32 "ldrsb {value:w}, [{address}]";
+    /// LDP of two words, whose sum is the value: an access without syndrome.
+    load_pair "ldp {value:x}, xzr, [{address}]";
+    /// LDXR: an exclusive, which has no syndrome either.
+    load_exclusive "ldxr {value:x}, [{address}]";
+}
+
+macro_rules! stores {
+    ($($(#[$doc:meta])* $name:ident $instruction:literal;)*) => {$(
+        $(#[$doc])*
+        pub fn $name(address: u64, value: u64) {
+            // SAFETY: a store with a plain register address. The callers store to the device or to pages of
+            // guest RAM that the linker gives to nobody.
+            unsafe { asm!($instruction, value = in(reg) value, address = in(reg) address, options(nostack)) };
+        }
+    )*};
+}
+
+stores! {
+    /// STR of 8 bytes.
+    store64 "str {value:x}, [{address}]";
+    /// STR of 4 bytes.
+    store32 "str {value:w}, [{address}]";
+    /// STRH.
+    store16 "strh {value:w}, [{address}]";
+    /// STRB.
+    store8 "strb {value:w}, [{address}]";
+}
+
+/// STR XZR: a store whose source is the zero register.
+pub fn store64_zero_register(address: u64) {
+    // SAFETY: as for the other stores.
+    unsafe { asm!("str xzr, [{0}]", in(reg) address, options(nostack)) };
+}
+
+/// LDR XZR: a load whose target is the zero register.
+pub fn load64_zero_register(address: u64) {
+    // SAFETY: as for the other loads.
+    unsafe { asm!("ldr xzr, [{0}]", in(reg) address, options(nostack)) };
+}
+
+/// Puts 64 bytes into the vector registers v8 to v11, which no Rust code of a guest touches.
+pub fn set_vectors(words: &[u64; 8]) {
+    // SAFETY: the guests are built without floating point, so these registers are nobody's. The loads read
+    // the array and no more.
+    unsafe {
+        asm!(".arch_extension fp", ".arch_extension simd", "ldp q8, q9, [{0}]", "ldp q10, q11, [{0}, #32]",
+             in(reg) words, options(nostack, preserves_flags, readonly))
+    };
+}
+
+/// Reads v8 to v11.
+pub fn vectors() -> [u64; 8] {
+    let mut words = [0; 8];
+    // SAFETY: the stores write the array and no more.
+    unsafe {
+        asm!(".arch_extension fp", ".arch_extension simd", "stp q8, q9, [{0}]", "stp q10, q11, [{0}, #32]",
+             in(reg) &mut words, options(nostack, preserves_flags))
+    };
+    words
+}

@@ -1,0 +1,19 @@
+//! Runs the guests that test the hypervisor from inside, each as the argument says:
+//! `registers`, `psci`, `smccc`, `memory`, `immediate`, `mmio`, `unguarded`, `traps`, `spin`, `plain`.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(not(target_os = "none"))]
+fn main() {}
+
+#[cfg(target_os = "none")]
+mod memory;
+#[cfg(target_os = "none")]
+mod plain;
+#[cfg(target_os = "none")]
+mod run;
+#[cfg(target_os = "none")]
+mod several;
+
+#[cfg(target_os = "none")]
+host_programs::program!(run::main);

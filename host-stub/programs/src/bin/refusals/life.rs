@@ -1,0 +1,215 @@
+//! Things in the wrong order: shares, and the life of VMs from creation to the end of teardown.
+
+use abi::Error::{Busy, Exists, NoEntry, Permission};
+use abi::page::Permissions;
+use abi::{HostCall, HostState, VmFlags};
+use host_programs::Failure;
+use host_programs::deed::{Deed, Touch};
+use host_programs::hostile::{Watch, refusal, try_all};
+use host_programs::raw_vm::RawVm;
+use host_programs::steps::Steps;
+
+const PAGE_SIZE: u64 = 4096;
+const GFN: u64 = 0x8_0000;
+const PATTERN: u64 = 0x0bad_c0de_dead_beef;
+
+/// Pages shared with the hypervisor.
+pub(crate) fn shares(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
+    let page = deed.alloc(1)?;
+    let watch = Watch::new(&[page]);
+    let share = HostCall::ShareHyp { pfn: page, pages: 1 };
+    let unshare = HostCall::UnshareHyp { pfn: page, pages: 1 };
+    deed.must(share)?;
+    state(deed, steps, "a-shared-page-is-lent", page, HostState::SharedOwned)?;
+    let touch = deed.load(page * PAGE_SIZE)?;
+    steps.check("a-shared-page-is-still-the-hosts-to-use", "done", touch, matches!(touch, Touch::Done(_)));
+    let vm = RawVm::protected(deed)?;
+    let donate = HostCall::DonateGuest { vm: vm.handle(), pfn: page, gfn: GFN, pages: 1 };
+    try_all(
+        deed,
+        steps,
+        &watch,
+        &[
+            refusal("share-of-a-shared-page", share, Permission),
+            refusal("donation-of-a-shared-page", donate, Permission),
+            refusal(
+                "top-up-with-a-shared-page",
+                HostCall::PoolTopUp { pool: abi::page::Pool::Tables, pfn: page, pages: 1 },
+                Permission,
+            ),
+        ],
+    )?;
+    vm.end(deed)?;
+    if deed.call(HostCall::TestPin { pfn: page })?.ok().is_some() {
+        let busy = [refusal("unshare-of-a-pinned-page", unshare, Busy)];
+        try_all(deed, steps, &watch, &busy)?;
+        deed.must(HostCall::TestUnpin { pfn: page })?;
+        let unpin = HostCall::TestUnpin { pfn: page };
+        try_all(deed, steps, &watch, &[refusal("unpin-of-a-page-that-is-not-pinned", unpin, Permission)])?;
+    } else {
+        for step in ["unshare-of-a-pinned-page", "unpin-of-a-page-that-is-not-pinned"] {
+            steps.skip(step, "this build of the hypervisor has no test calls");
+        }
+    }
+    deed.must(unshare)?;
+    state(deed, steps, "an-unshared-page-is-the-hosts-alone", page, HostState::Owned)?;
+    try_all(deed, steps, &watch, &[refusal("unshare-of-an-unshared-page", unshare, Permission)])?;
+    deed.free(page, 1)
+}
+
+fn state(deed: &Deed, steps: &mut Steps, step: &str, pfn: u64, expected: HostState) -> Result<(), Failure> {
+    let observed = deed.query(pfn)?;
+    let shown = |state| host_programs::steps::format(format_args!("{state:?}"));
+    steps.check(step, shown(Some(expected)), shown(observed), observed == Some(expected));
+    Ok(())
+}
+
+/// The life of a protected VM.
+pub(crate) fn protected_vm(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
+    let mut raw = RawVm::protected(deed)?;
+    raw.vcpu(deed, 0)?;
+    let vm = raw.handle();
+    let page = deed.alloc(2)?;
+    let at = page * PAGE_SIZE + 8;
+    deed.store(at, PATTERN)?;
+    raw.must(deed, HostCall::DonateGuest { vm, pfn: page, gfn: GFN, pages: 1 })?;
+    state(deed, steps, "a-donated-page-is-no-page-of-the-hosts", page, HostState::NoPage)?;
+    let touch = deed.load(at)?;
+    steps.check("touch-of-a-donated-page-aborts", "abort", touch, touch.is_injected_abort(at));
+
+    let watch = Watch::new(&[page, page + 1]);
+    let donate = |pfn, gfn| HostCall::DonateGuest { vm, pfn, gfn, pages: 1 };
+    let reclaim = HostCall::ReclaimGuest { vm, gfn: GFN, pages: 1 };
+    let (start, finish) = (HostCall::VmTeardownStart { vm }, HostCall::VmTeardownFinish { vm });
+    let boot = HostCall::VcpuSetBoot { vm, vcpu: 0, pc: GFN * PAGE_SIZE, x0: 0 };
+    let run = HostCall::VcpuRun { vm, vcpu: 0, values: [0; 4] };
+    deed.must(boot)?;
+    try_all(
+        deed,
+        steps,
+        &watch,
+        &[
+            refusal("donation-of-a-donated-page", donate(page, GFN + 1), Permission),
+            refusal("donation-over-a-donated-page", donate(page + 1, GFN), Permission),
+            refusal("share-of-a-donated-page", HostCall::ShareHyp { pfn: page, pages: 1 }, Permission),
+            refusal(
+                "donation-of-a-range-with-a-donated-page",
+                HostCall::DonateGuest { vm, pfn: page, gfn: GFN + 8, pages: 2 },
+                Permission,
+            ),
+            refusal("second-choice-of-the-boot-vcpu", boot, Exists),
+            refusal("reclaim-before-the-teardown", reclaim, Permission),
+            refusal("end-before-the-teardown", finish, Permission),
+        ],
+    )?;
+
+    deed.must(start)?;
+    try_all(
+        deed,
+        steps,
+        &watch,
+        &[
+            refusal("second-begin-of-a-teardown", start, Permission),
+            refusal("donation-to-a-dying-vm", donate(page + 1, GFN + 1), Permission),
+            refusal("vcpu-for-a-dying-vm", HostCall::VcpuCreate { vm, vcpu: 1 }, Permission),
+            refusal("run-of-a-dying-vm", run, Permission),
+            refusal("top-up-of-a-dying-vm", HostCall::VmTopUp { vm, pfn: page + 1, pages: 1 }, Permission),
+            refusal("end-with-a-page-that-is-not-reclaimed", finish, Busy),
+            refusal(
+                "reclaim-where-nothing-is",
+                HostCall::ReclaimGuest { vm, gfn: GFN + 1, pages: 1 },
+                NoEntry,
+            ),
+        ],
+    )?;
+
+    deed.must(reclaim)?;
+    let wiped = deed.load(at)?;
+    steps.check("a-reclaimed-page-is-wiped", Touch::Done(0), wiped, wiped == Touch::Done(0));
+    state(deed, steps, "a-reclaimed-page-is-the-hosts-alone", page, HostState::Owned)?;
+    try_all(deed, steps, &watch, &[refusal("second-reclaim-of-a-page", reclaim, NoEntry)])?;
+    deed.free(page, 2)?;
+    raw.finish(deed)?;
+
+    let next = RawVm::protected(deed)?;
+    steps.check(
+        "a-handle-is-never-used-again",
+        "another",
+        format_args!("{:?} after {vm:?}", next.handle()),
+        next.handle() != vm,
+    );
+    let nothing = Watch::new(&[]);
+    try_all(
+        deed,
+        steps,
+        &nothing,
+        &[
+            refusal("run-of-an-ended-vm", run, NoEntry),
+            refusal("begin-of-the-teardown-of-an-ended-vm", start, NoEntry),
+            refusal("end-of-an-ended-vm", finish, NoEntry),
+            refusal("reclaim-from-an-ended-vm", reclaim, NoEntry),
+        ],
+    )?;
+    next.end(deed)
+}
+
+/// VMs without protection.
+pub(crate) fn plain_vms(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
+    let mut first = RawVm::new(deed, VmFlags::default())?;
+    let mut second = RawVm::new(deed, VmFlags::default())?;
+    let protected = RawVm::protected(deed)?;
+    first.vcpu(deed, 0)?;
+    let page = deed.alloc(2)?;
+    let watch = Watch::new(&[page, page + 1]);
+    let permissions = Permissions::ALL;
+    let lend = |vm, pfn| HostCall::ShareGuest { vm, pfn, gfn: GFN, pages: 1, permissions };
+    let take = |vm| HostCall::UnshareGuest { vm, gfn: GFN, pages: 1 };
+    first.must(deed, lend(first.handle(), page))?;
+    state(deed, steps, "a-lent-page-is-still-the-hosts", page, HostState::SharedOwned)?;
+    let touch = deed.store(page * PAGE_SIZE, PATTERN)?;
+    steps.check("the-host-may-write-to-a-lent-page", "done", touch, matches!(touch, Touch::Done(_)));
+    let vm = first.handle();
+    try_all(
+        deed,
+        steps,
+        &watch,
+        &[
+            refusal("loan-over-a-lent-page", lend(vm, page + 1), Permission),
+            refusal(
+                "donation-of-a-lent-page",
+                HostCall::DonateGuest { vm: protected.handle(), pfn: page, gfn: GFN, pages: 1 },
+                Permission,
+            ),
+            refusal("share-of-a-lent-page", HostCall::ShareHyp { pfn: page, pages: 1 }, Permission),
+            refusal(
+                "register-that-is-not",
+                HostCall::VcpuGetReg { vm, vcpu: 0, register: 1 << 40 },
+                abi::Error::Invalid,
+            ),
+            refusal(
+                "change-of-a-register-that-is-not",
+                HostCall::VcpuSetReg { vm, vcpu: 0, register: 63, value: 0 },
+                abi::Error::Invalid,
+            ),
+            refusal(
+                "processor-state-of-el2",
+                HostCall::VcpuSetReg { vm, vcpu: 0, register: abi::host::register::PSTATE, value: 0x3c9 },
+                abi::Error::Invalid,
+            ),
+        ],
+    )?;
+    deed.must(take(vm))?;
+    try_all(deed, steps, &watch, &[refusal("second-end-of-a-loan", take(vm), NoEntry)])?;
+    state(deed, steps, "a-page-whose-loan-has-ended-is-the-hosts-alone", page, HostState::Owned)?;
+
+    second.must(deed, lend(second.handle(), page))?;
+    let handle = second.handle();
+    deed.must(HostCall::VmTeardownStart { vm: handle })?;
+    let finish = HostCall::VmTeardownFinish { vm: handle };
+    try_all(deed, steps, &watch, &[refusal("end-with-a-lent-page", finish, Busy)])?;
+    deed.must(take(handle))?;
+    second.finish(deed)?;
+    deed.free(page, 2)?;
+    first.end(deed)?;
+    protected.end(deed)
+}

@@ -1,0 +1,40 @@
+//! The order of the attempts.
+
+use host_programs::deed::Deed;
+use host_programs::steps::Steps;
+use host_programs::{Failure, failure};
+
+use crate::{absurd, conduits, life};
+
+/// First page of RAM.
+const RAM_PFN: u64 = 0x4_0000;
+
+/// Makes all attempts and compares the census.
+pub(crate) fn main(_: &[&str], steps: &mut Steps) -> Result<(), Failure> {
+    let deed = Deed::open()?;
+    let hyp =
+        deed.find_hypervisor_page(RAM_PFN)?.ok_or_else(|| failure!("no page of the hypervisor's found"))?;
+    let before = deed.census()?;
+
+    steps.tell("The host calls with numbers that are no calls, and by conduits that are none.");
+    conduits::try_all(&deed, steps)?;
+    steps.tell("The host makes every call with absurd pages, counts, handles and flags.");
+    absurd::try_all(&deed, steps, hyp)?;
+    steps.tell("The host shares pages with the hypervisor and takes them back, in the wrong order.");
+    life::shares(&deed, steps)?;
+    steps.tell("The host makes a protected VM and does everything in the wrong order.");
+    life::protected_vm(&deed, steps)?;
+    steps.tell("The host lends pages to VMs without protection, in the wrong order.");
+    life::plain_vms(&deed, steps)?;
+
+    match (before, deed.census()?) {
+        (Some(before), Some(now)) => {
+            steps.tell(format_args!("  before: {before}"));
+            steps.tell(format_args!("  now:    {now}"));
+            let difference = before.difference(&now);
+            steps.check("census-is-that-of-the-start", "", &difference, difference.is_empty());
+        }
+        _ => steps.skip("census-is-that-of-the-start", "this build of the hypervisor has no test calls"),
+    }
+    Ok(())
+}

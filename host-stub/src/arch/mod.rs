@@ -1,0 +1,16 @@
+//! The machine itself: boot, tables, exceptions, devices, calls.
+//!
+//! The only place with registers, assembly and unsafe code. One CPU, and all interrupts masked at EL1, so
+//! statics here are reached by one thread of execution; where an exception handler shares one (the console),
+//! it takes a lock without waiting.
+
+pub mod boot;
+pub mod call;
+pub mod console;
+pub mod exception;
+pub mod gic;
+pub mod hardware;
+pub mod heap;
+pub mod linear;
+pub mod paging;
+pub mod timer;

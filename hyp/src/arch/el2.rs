@@ -1,0 +1,170 @@
+//! The machine as the core sees it, when it is real: [`Machine`] for EL2.
+//!
+//! A handle without state. Descriptors and records are reached through EL2's identity map, which covers all
+//! that the hypervisor owns; any other page through the fixmap.
+
+use super::host::vttbr;
+use super::instructions as i;
+use super::{cache, fixmap, world_switch};
+use crate::addr::{Gfn, Pages, Pfn, PhysAddr, Vpn};
+use crate::machine::{IdRegister, Machine, Stage2Id};
+use crate::vm::context::{Context, Trap};
+use super::registers::ID_AA64ISAR2_EL1;
+use aarch64_cpu::registers::{
+    ID_AA64ISAR0_EL1, ID_AA64ISAR1_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1, ID_AA64PFR0_EL1,
+    ID_AA64PFR1_EL1, Readable, VTTBR_EL2, Writeable,
+};
+use core::ptr::NonNull;
+
+/// Pages up to which a range is invalidated one by one; a larger one takes the whole VMID with it.
+const MOST_SINGLE_INVALIDATIONS: u64 = 64;
+
+/// The machine under EL2.
+#[derive(Clone, Copy, Debug)]
+pub struct El2;
+
+/// Runs maintenance under a VMID, which is loaded for it if it is not already.
+///
+/// Meanwhile this CPU runs at EL2, where no access is translated by EL1's stage 1. On cores that translate
+/// speculatively for an AT of EL1 (the speculative-AT errata), EL2 executes no AT in between.
+fn under(id: Stage2Id, maintenance: impl FnOnce()) {
+    let wanted = vttbr(id);
+    let loaded = VTTBR_EL2.get();
+    i::dsb_ish();
+    if wanted != loaded {
+        VTTBR_EL2.set(wanted);
+        i::isb();
+    }
+    maintenance();
+    if wanted != loaded {
+        VTTBR_EL2.set(loaded);
+    }
+    i::isb();
+}
+
+impl Machine for El2 {
+    #[inline]
+    fn read_descriptor(&self, at: PhysAddr) -> u64 {
+        let entry = at.as_u64() as *const u64;
+        // SAFETY: the core passes addresses of entries of tables, aligned, in pages that the hypervisor owns
+        // and EL2 maps one to one, and holds the lock of the table.
+        unsafe { entry.read_volatile() }
+    }
+
+    #[inline]
+    fn write_descriptor(&self, at: PhysAddr, value: u64) {
+        let entry = at.as_u64() as *mut u64;
+        // SAFETY: as in `read_descriptor`; no Rust reference to table memory exists.
+        unsafe { entry.write_volatile(value) };
+    }
+
+    #[inline]
+    fn publish(&self) {
+        i::dsb_ishst();
+        i::isb();
+    }
+
+    fn invalidate_stage2(&self, id: Stage2Id, pages: Pages<Gfn>) {
+        under(id, || {
+            if pages.count() > MOST_SINGLE_INVALIDATIONS {
+                i::tlbi_vmalls12e1is();
+            } else {
+                for page in pages.iter() {
+                    i::tlbi_ipas2e1is(page.as_u64());
+                }
+                i::dsb_ish();
+                // Combined entries are not found by IPA.
+                i::tlbi_vmalle1is();
+            }
+            i::dsb_ish();
+        });
+    }
+
+    fn retire_stage2(&self, id: Stage2Id) {
+        under(id, || {
+            i::tlbi_vmalls12e1is();
+            i::dsb_ish();
+        });
+    }
+
+    fn invalidate_hyp(&self, pages: Pages<Vpn>) {
+        i::dsb_ish();
+        if pages.count() > MOST_SINGLE_INVALIDATIONS {
+            i::tlbi_alle2is();
+        } else {
+            for page in pages.iter() {
+                i::tlbi_vae2is(page.as_u64());
+            }
+        }
+        i::dsb_ish();
+        i::isb();
+    }
+
+    fn wipe(&self, page: Pfn) {
+        fixmap::with_page(page, |start| {
+            if !cfg!(feature = "no-wipe") {
+                // SAFETY: the slot maps the page read-write for this CPU; the core wipes only pages that
+                // nobody can reach any more.
+                unsafe { cache::zero_page(start) };
+            }
+            cache::clean_page(start);
+        });
+    }
+
+    fn clean(&self, page: Pfn) {
+        fixmap::with_page(page, cache::clean_page);
+    }
+
+    fn needs_clean(&self) -> bool {
+        const FWB_SHIFT: u32 = 40;
+        ID_AA64MMFR2_EL1.get() >> FWB_SHIFT & 0xf == 0
+    }
+
+    fn invalidate_icache(&self) {
+        i::dsb_ish();
+        i::ic_ialluis();
+        i::dsb_ish();
+        i::isb();
+    }
+
+    fn load(&self, id: Stage2Id, context: &mut Context) {
+        world_switch::load(id, context);
+    }
+
+    fn run(&self, id: Stage2Id, context: &mut Context) -> Trap {
+        world_switch::run(id, context)
+    }
+
+    fn unload(&self, context: &mut Context) {
+        world_switch::unload(context);
+    }
+
+    fn pend_serror(&self, esr: u64) {
+        world_switch::pend_serror(esr);
+    }
+
+    fn id_register(&self, register: IdRegister) -> u64 {
+        match register {
+            IdRegister::Pfr0 => ID_AA64PFR0_EL1.get(),
+            IdRegister::Pfr1 => ID_AA64PFR1_EL1.get(),
+            IdRegister::Isar0 => ID_AA64ISAR0_EL1.get(),
+            IdRegister::Isar1 => ID_AA64ISAR1_EL1.get(),
+            IdRegister::Isar2 => ID_AA64ISAR2_EL1.get(),
+            IdRegister::Mmfr0 => ID_AA64MMFR0_EL1.get(),
+            IdRegister::Mmfr1 => ID_AA64MMFR1_EL1.get(),
+            IdRegister::Mmfr2 => ID_AA64MMFR2_EL1.get(),
+        }
+    }
+
+    fn forget_vcpu(&self, id: Stage2Id) {
+        under(id, || {
+            i::tlbi_vmalle1();
+            i::ic_iallu();
+            i::dsb_nsh();
+        });
+    }
+
+    fn record_memory(&self, pages: Pages<Pfn>) -> Option<NonNull<u8>> {
+        NonNull::new(pages.start().base().as_u64() as *mut u8)
+    }
+}

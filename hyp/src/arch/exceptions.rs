@@ -1,0 +1,253 @@
+//! What the host's exceptions to EL2 mean: calls, aborts at stage 2, trapped registers. See vectors.S for the
+//! way in and out. No value from the host makes any of this panic (invariant I8).
+
+use super::features::Features;
+use super::instructions::translate_el1_read;
+use super::panic::{EMERGENCY_STACK, EMERGENCY_STACK_SIZE, FATAL, FatalFrame, PANICKING, report_fatal};
+use super::registers::HPFAR_EL2;
+use super::{boot, id_registers, layout, verdict};
+use crate::addr::{Gfn, PAGE_SHIFT};
+use crate::call::host::HostReply;
+use crate::exception::{self, Interrupted, Taken};
+use crate::psci::Answer;
+use crate::vm::context::pstate;
+use crate::ownership::query::AbortAnswer;
+use crate::smc;
+use aarch64_cpu::registers::{
+    ELR_EL1, ELR_EL2, ESR_EL1, FAR_EL1, FAR_EL2, MPIDR_EL1, Readable, SCTLR_EL1, SPSR_EL1, SPSR_EL2,
+    TPIDR_EL2, VBAR_EL1, Writeable,
+};
+use abi::exit::Access;
+use abi::host::{CALLS, FIRST, RESULT_WORDS};
+use abi::smccc;
+use core::arch::global_asm;
+use core::mem::size_of;
+
+/// x0 to x30 of the host. A call leaves x19 to x29 unset: the called functions keep them.
+#[derive(Debug)]
+#[repr(C, align(16))]
+pub struct Frame {
+    x: [u64; 31],
+    _padding: u64,
+}
+
+const FRAME_SIZE: usize = size_of::<Frame>();
+const _: () = assert!(FRAME_SIZE == 256 && size_of::<FatalFrame>() == 272);
+
+const EC_SHIFT: u32 = 26;
+const EC_SMC64: u64 = 0x17;
+const EC_HVC64: u64 = 0x16;
+const EC_SYSTEM_REGISTER: u64 = 0x18;
+const EC_INSTRUCTION_ABORT_LOWER: u64 = 0x20;
+const EC_DATA_ABORT_LOWER: u64 = 0x24;
+
+global_asm!(
+    ".equ FRAME_SIZE, {frame_size}",
+    ".equ FATAL_FRAME_SIZE, {fatal_frame_size}",
+    ".equ EMERGENCY_STACK_SIZE, {emergency_stack_size}",
+    ".equ ESR_EC_SHIFT, {ec_shift}",
+    ".equ EC_HVC64, {ec_hvc64}",
+    ".equ EC_SMC64, {ec_smc64}",
+    ".equ HOST_STACK_SPAN, {stack_span}",
+    include_str!("vectors.S"),
+    stack_span = const size_of::<layout::Stack>(),
+    frame_size = const FRAME_SIZE,
+    fatal_frame_size = const size_of::<FatalFrame>(),
+    emergency_stack_size = const EMERGENCY_STACK_SIZE,
+    ec_shift = const EC_SHIFT,
+    ec_hvc64 = const EC_HVC64,
+    ec_smc64 = const EC_SMC64,
+    panicking = sym PANICKING,
+    fatal = sym FATAL,
+    emergency_stack = sym EMERGENCY_STACK,
+    report_fatal = sym report_fatal,
+    host_hvc = sym host_hvc,
+    host_smc = sym host_smc,
+    host_trap = sym host_trap,
+    stacks = sym layout::STACKS,
+);
+
+unsafe extern "C" {
+    /// EL2's vectors while the host runs (vectors.S).
+    pub safe static host_vectors: [u8; 0];
+}
+
+/// Index of this CPU.
+pub fn this_cpu() -> usize {
+    TPIDR_EL2.get() as usize
+}
+
+/// The 16-bit immediate of an HVC or SMC.
+fn immediate(esr: u64) -> u16 {
+    esr as u16
+}
+
+/// Registers that a result of each call names, x1 included: x4 and up are written only if named.
+const NAMED: [u8; 256] = {
+    let mut named = [3; 256];
+    let mut index = 0;
+    while index < CALLS.len() {
+        let call = &CALLS[index];
+        if call.results.len() > 2 {
+            named[(call.number - FIRST) as usize] = 1 + call.results.len() as u8;
+        }
+        index += 1;
+    }
+    named
+};
+
+/// HVC from AArch64.
+extern "C" fn host_hvc(frame: &mut Frame, esr: u64) {
+    let [x0, x1, x2, x3, x4, x5, x6, ..] = frame.x;
+    let reply = if immediate(esr) == 0 {
+        boot::hypervisor().host_call(this_cpu(), &[x0, x1, x2, x3, x4, x5, x6])
+    } else {
+        HostReply::NotSupported
+    };
+    match reply {
+        HostReply::NotSupported => {
+            let [x0, x1, x2, x3, ..] = &mut frame.x;
+            (*x0, *x1, *x2, *x3) = (smccc::NOT_SUPPORTED, 0, 0, 0);
+        }
+        HostReply::Done(result) => {
+            let named = match result.outcome {
+                Ok(()) => usize::from(NAMED[x0 as usize & 0xff]),
+                Err(_) => 3,
+            };
+            let [status, values @ ..] = &mut frame.x;
+            *status = smccc::SUCCESS;
+            for (register, value) in values.iter_mut().zip(result.to_words()).take(named.min(RESULT_WORDS - 1)) {
+                *register = value;
+            }
+        }
+    }
+}
+
+/// SMC from AArch64. The preferred return address is that of the SMC: step over it.
+extern "C" fn host_smc(frame: &mut Frame, esr: u64) {
+    let [x0, x1, x2, x3, ..] = &mut frame.x;
+    match smc::answer([*x0, *x1, *x2, *x3], immediate(esr), MPIDR_EL1.get()) {
+        Answer::Value(value) => {
+            (*x0, *x1, *x2, *x3) = (value, 0, 0, 0);
+            skip_instruction();
+        }
+        Answer::End(end) => verdict::end_run(boot::hypervisor(), end),
+    }
+}
+
+/// Every other synchronous exception of the host.
+extern "C" fn host_trap(frame: &mut Frame, esr: u64) {
+    match esr >> EC_SHIFT {
+        EC_DATA_ABORT_LOWER | EC_INSTRUCTION_ABORT_LOWER => host_abort(esr),
+        EC_SYSTEM_REGISTER => system_register(frame, esr),
+        // Instructions and registers of features that are hidden, and what else is not for EL1.
+        _ => resume(exception::take_undefined(interrupted(), esr, features().state)),
+    }
+}
+
+/// An access that the host's stage 2 does not allow.
+fn host_abort(esr: u64) {
+    let answer = match faulting_page(esr) {
+        Fault::Page(page) => boot::hypervisor().host_abort(page, access(esr)),
+        Fault::Gone => AbortAnswer::Retry,
+        Fault::OutOfSpace => AbortAnswer::Inject,
+    };
+    match answer {
+        AbortAnswer::Retry => {}
+        AbortAnswer::Inject => {
+            let taken = exception::take_external_abort(interrupted(), esr, features().state);
+            FAR_EL1.set(FAR_EL2.get());
+            resume(taken);
+        }
+    }
+}
+
+/// Where an abort happened.
+enum Fault {
+    /// On this page of the host's space.
+    Page(Gfn),
+    /// The host has changed its own tables meanwhile: the access has to be tried again.
+    Gone,
+    /// On an address that no page number can name.
+    OutOfSpace,
+}
+
+/// Finds the page of an abort. HPFAR_EL2 holds it for translation, access flag and address size faults, and
+/// for permission faults on a stage-1 table walk (Arm ARM, D19.2.59); otherwise the address is translated.
+fn faulting_page(esr: u64) -> Fault {
+    const FAULT_TYPE: u64 = 0x3c;
+    const PERMISSION: u64 = 0b00_1100;
+    const FIPA_SHIFT: u32 = 4;
+    const PAR_FAILED: u64 = 1 << 0;
+    const PAR_ADDRESS: u64 = 0x0000_ffff_ffff_f000;
+    let frame = if esr & FAULT_TYPE == PERMISSION && esr & exception::S1PTW == 0 {
+        let result = translate_el1_read(FAR_EL2.get());
+        if result & PAR_FAILED != 0 {
+            return Fault::Gone;
+        }
+        (result & PAR_ADDRESS) >> PAGE_SHIFT
+    } else {
+        HPFAR_EL2.get() >> FIPA_SHIFT
+    };
+    Gfn::new(frame).map_or(Fault::OutOfSpace, Fault::Page)
+}
+
+/// What the access was. Cache maintenance and hardware's table walks count as reads: the host's own rights to
+/// a page never depend on it.
+fn access(esr: u64) -> Access {
+    const WNR: u64 = 1 << 6;
+    const CACHE_MAINTENANCE: u64 = 1 << 8;
+    if esr >> EC_SHIFT == EC_INSTRUCTION_ABORT_LOWER {
+        Access::Execute
+    } else if esr & WNR != 0 && esr & (CACHE_MAINTENANCE | exception::S1PTW) == 0 {
+        Access::Write
+    } else {
+        Access::Read
+    }
+}
+
+/// A trapped MRS or MSR: identification registers are answered, everything else is undefined.
+fn system_register(frame: &mut Frame, esr: u64) {
+    const READ: u64 = 1 << 0;
+    let bits = |shift: u32, width: u32| esr >> shift & ((1 << width) - 1);
+    let (op0, op2, op1, crn, crm) = (bits(20, 2), bits(17, 3), bits(14, 3), bits(10, 4), bits(1, 4));
+    let register = bits(5, 5) as usize;
+    if (op0, op1, crn) == (3, 0, 0) && (1..=7).contains(&crm) && esr & READ != 0 {
+        let value = id_registers::value(crm, op2);
+        // Register 31 is XZR: there is no slot for it, and the value is dropped.
+        if let Some(slot) = frame.x.get_mut(register) {
+            *slot = value;
+        }
+        skip_instruction();
+    } else {
+        resume(exception::take_undefined(interrupted(), esr, features().state));
+    }
+}
+
+/// Steps over the trapped instruction, as its execution would.
+fn skip_instruction() {
+    ELR_EL2.set(ELR_EL2.get().wrapping_add(4));
+    SPSR_EL2.set(SPSR_EL2.get() & !(pstate::BTYPE | pstate::SS));
+}
+
+fn interrupted() -> Interrupted {
+    Interrupted {
+        pc: ELR_EL2.get(),
+        pstate: SPSR_EL2.get(),
+        sctlr: SCTLR_EL1.get(),
+        vbar: VBAR_EL1.get(),
+    }
+}
+
+/// Lets EL1 go on in its exception vector.
+fn resume(taken: Taken) {
+    ELR_EL1.set(taken.elr_el1);
+    SPSR_EL1.set(taken.spsr_el1);
+    ESR_EL1.set(taken.esr_el1);
+    ELR_EL2.set(taken.pc);
+    SPSR_EL2.set(taken.pstate);
+}
+
+fn features() -> Features {
+    Features::probe()
+}

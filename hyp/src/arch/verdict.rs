@@ -1,0 +1,38 @@
+//! The end of the machine's run, whoever asks for it: guests are wiped, then the one line that says how the
+//! run went, with the nonce that the host never saw.
+
+use super::el2::El2;
+use super::power;
+use crate::Hypervisor;
+use crate::boot::plan::MAX_NONCE;
+use crate::psci::End;
+use arrayvec::ArrayString;
+use core::sync::atomic::Ordering;
+use spin::Once;
+
+static NONCE: Once<ArrayString<MAX_NONCE>> = Once::new();
+
+/// Keeps the nonce of this run.
+pub fn set_nonce(nonce: ArrayString<MAX_NONCE>) {
+    NONCE.call_once(|| nonce);
+}
+
+/// Wipes what guests own, prints the verdict, and relays the call to the firmware.
+pub fn end_run(hypervisor: &Hypervisor<El2>, end: End) -> ! {
+    let wiped = hypervisor.wipe_all_guests();
+    if wiped != 0 {
+        log::info!("wiped {wiped} pages that guests still owned");
+    }
+    if let Some(nonce) = NONCE.get() {
+        let census = hypervisor.census();
+        log::info!(
+            "verdict nonce={nonce} reason={} aborts={} host={} hyp={} guest={}",
+            end.name(),
+            hypervisor.counters.aborts_injected.load(Ordering::Relaxed),
+            census.host,
+            census.hyp,
+            census.guest,
+        );
+    }
+    power::end(end)
+}

@@ -1,0 +1,201 @@
+//! The calls of the host: from registers to an answer.
+//!
+//! Nothing is served before the call has been decoded as a whole, and no number in it is believed: page
+//! numbers and counts become [`Pages`] or an error here, and what they name is checked by the transition,
+//! under its locks (I8).
+
+use super::refused;
+use crate::Hypervisor;
+use crate::addr::{Pages, Pfn};
+use crate::machine::Machine;
+use crate::ownership::query::host_state;
+use crate::vm::{MAX_VCPUS, MAX_VMS};
+use abi::host::{CALL_WORDS, DecodeError, HostCall, HostResult, VERSION_MAJOR, VERSION_MINOR};
+use abi::Error;
+use core::sync::atomic::Ordering;
+
+/// The answer to a call of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostReply {
+    /// There is no such call.
+    NotSupported,
+    /// It was served or refused.
+    Done(HostResult),
+}
+
+impl<M: Machine> Hypervisor<M> {
+    /// Serves a call of the host on CPU `cpu`, given x0 to x6.
+    pub fn host_call(&self, cpu: usize, words: &[u64; CALL_WORDS]) -> HostReply {
+        self.counters.host_calls.fetch_add(1, Ordering::Relaxed);
+        match HostCall::decode(words) {
+            Ok(call) => self.serve_host(cpu, call),
+            Err(DecodeError::UnknownFunction) => HostReply::NotSupported,
+            Err(DecodeError::BadArgument(error)) => HostReply::Done(refused(error)),
+        }
+    }
+
+    fn serve_host(&self, cpu: usize, call: HostCall) -> HostReply {
+        HostReply::Done(match call {
+            HostCall::Version => self.version(),
+            HostCall::PoolTopUp { pool, pfn, pages } => {
+                with_pages(pfn, pages, |pages| self.pool_top_up(pool, pages).into())
+            }
+            HostCall::VmTopUp { vm, pfn, pages } => {
+                with_pages(pfn, pages, |pages| self.vm_top_up(vm, pages).into())
+            }
+            HostCall::ShareHyp { pfn, pages } => {
+                with_pages(pfn, pages, |pages| self.host_share_hyp(pages).into())
+            }
+            HostCall::UnshareHyp { pfn, pages } => {
+                with_pages(pfn, pages, |pages| self.host_unshare_hyp(pages).into())
+            }
+            HostCall::DonateGuest { vm, pfn, gfn, pages } => with_pages(pfn, pages, |pfns| {
+                with_guest_pages(gfn, pages, |gfns| self.host_donate_guest(vm, pfns, gfns).into())
+            }),
+            HostCall::ShareGuest { vm, pfn, gfn, pages, permissions } => with_pages(pfn, pages, |pfns| {
+                with_guest_pages(gfn, pages, |gfns| self.host_share_guest(vm, pfns, gfns, permissions).into())
+            }),
+            HostCall::UnshareGuest { vm, gfn, pages } => {
+                with_guest_pages(gfn, pages, |gfns| self.host_unshare_guest(vm, gfns).into())
+            }
+            HostCall::ReclaimGuest { vm, gfn, pages } => {
+                with_guest_pages(gfn, pages, |gfns| self.host_reclaim_guest(vm, gfns).into())
+            }
+            HostCall::QueryPage { pfn } => self.query_page(pfn),
+            HostCall::VmCreate { flags, root } => self.vm_create(flags, root),
+            HostCall::VcpuCreate { vm, vcpu } => self.vcpu_create(vm, vcpu),
+            HostCall::VcpuSetBoot { vm, vcpu, pc, x0 } => self.vcpu_set_boot(vm, vcpu, pc, x0),
+            HostCall::VcpuRun { vm, vcpu, values } => self.vcpu_run(cpu, vm, vcpu, values),
+            HostCall::VcpuGetReg { vm, vcpu, register } => self.vcpu_get_reg(vm, vcpu, register),
+            HostCall::VcpuSetReg { vm, vcpu, register, value } => {
+                self.vcpu_set_reg(vm, vcpu, register, value)
+            }
+            HostCall::UnshareAck { vm, vcpu } => self.unshare_ack(vm, vcpu),
+            HostCall::VmTeardownStart { vm } => self.vm_teardown_start(vm),
+            HostCall::VmTeardownFinish { vm } => self.vm_teardown_finish(vm),
+            HostCall::TestPage { .. }
+            | HostCall::TestCensus
+            | HostCall::TestPin { .. }
+            | HostCall::TestUnpin { .. }
+            | HostCall::TestCounters => return self.serve_test(call),
+        })
+    }
+
+    fn version(&self) -> HostResult {
+        let features = if cfg!(feature = "test-calls") { abi::host::FEATURE_TEST_CALLS } else { 0 };
+        HostResult::ok(&[
+            u64::from(VERSION_MAJOR) << 16 | u64::from(VERSION_MINOR),
+            features,
+            MAX_VMS as u64,
+            MAX_VCPUS as u64,
+            u64::from(crate::pgtable::stage2::GUEST_IPA_BITS),
+        ])
+    }
+
+    /// May the host access this page? One look under the host's lock.
+    fn query_page(&self, pfn: u64) -> HostResult {
+        let Some(page) = Pfn::new(pfn) else {
+            return refused(Error::Invalid);
+        };
+        let entry = self.host.lock().table.entry(&self.machine, page.identity());
+        HostResult::ok(&[host_state(entry) as u64, u64::from(self.memory.contains(page))])
+    }
+
+    /// Calls of test builds: they only look, but for pins.
+    #[cfg(feature = "test-calls")]
+    fn serve_test(&self, call: HostCall) -> HostReply {
+        use crate::pgtable::stage2::{Entry, Owner};
+        use abi::HostState;
+        use abi::page::OwnerKind;
+
+        let with_page = |pfn, f: &dyn Fn(Pfn) -> HostResult| match Pfn::new(pfn) {
+            Some(page) => f(page),
+            None => refused(Error::Invalid),
+        };
+        HostReply::Done(match call {
+            HostCall::TestPage { pfn } => with_page(pfn, &|page| {
+                let host = self.host.lock();
+                let hyp = self.hyp.lock();
+                let entry = host.table.entry(&self.machine, page.identity());
+                let (owner, vm, gfn) = match entry {
+                    Some(Entry::Owned(Owner::Guest { vm, gfn })) => {
+                        (OwnerKind::Guest, vm.to_word(), gfn.as_u64())
+                    }
+                    Some(Entry::Page(_)) if host_state(entry) == HostState::SharedBorrowed => {
+                        (OwnerKind::Guest, 0, 0)
+                    }
+                    Some(Entry::Page(_)) => (OwnerKind::Host, 0, 0),
+                    _ => (OwnerKind::Hyp, 0, 0),
+                };
+                let mapped = hyp.table.entry(&self.machine, page.identity_va()).flatten().is_some();
+                HostResult::ok(&[host_state(entry) as u64, owner as u64, vm, gfn, u64::from(mapped)])
+            }),
+            HostCall::TestCensus => {
+                let census = self.census();
+                let free = self.host.lock().pool.free();
+                HostResult::ok(&[
+                    census.host.saturating_add(census.host_shared),
+                    census.hyp,
+                    census.guest.saturating_add(census.guest_shared),
+                    self.table_pages().saturating_sub(free),
+                    free,
+                    self.records.used(),
+                ])
+            }
+            HostCall::TestPin { pfn } => with_page(pfn, &|page| unit(self.pin(page))),
+            HostCall::TestUnpin { pfn } => with_page(pfn, &|page| unit(self.unpin(page))),
+            _ => {
+                let read = |counter: &core::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+                HostResult::ok(&[
+                    read(&self.counters.aborts_injected),
+                    read(&self.counters.aborts_retried),
+                    read(&self.counters.host_calls),
+                    read(&self.counters.guest_entries),
+                ])
+            }
+        })
+    }
+
+    /// Release builds have no such calls.
+    #[cfg(not(feature = "test-calls"))]
+    fn serve_test(&self, _call: HostCall) -> HostReply {
+        HostReply::NotSupported
+    }
+}
+
+/// The result of a call that returns nothing.
+#[cfg(feature = "test-calls")]
+fn unit(result: Result<(), crate::ownership::Error>) -> HostResult {
+    match result {
+        Ok(()) => HostResult::ok(&[]),
+        Err(error) => error.into(),
+    }
+}
+
+/// Believes a range of physical pages only as far as it is one.
+fn with_pages(pfn: u64, pages: u64, then: impl FnOnce(Pages<Pfn>) -> HostResult) -> HostResult {
+    match Pages::from_raw(pfn, pages) {
+        Some(pages) => then(pages),
+        None => refused(Error::Invalid),
+    }
+}
+
+/// The same for a range of guest pages.
+fn with_guest_pages(
+    gfn: u64,
+    pages: u64,
+    then: impl FnOnce(Pages<crate::addr::Gfn>) -> HostResult,
+) -> HostResult {
+    match Pages::from_raw(gfn, pages) {
+        Some(pages) => then(pages),
+        None => refused(Error::Invalid),
+    }
+}
+
+impl<M> Hypervisor<M> {
+    /// Table pages of the host's and the hypervisor's tables, in use or free: those of boot and those given.
+    #[cfg(feature = "test-calls")]
+    fn table_pages(&self) -> u64 {
+        self.host.lock().pool.total()
+    }
+}

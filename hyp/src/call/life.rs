@@ -1,0 +1,228 @@
+//! The life of a VM: creation, vCPUs, and teardown in two phases.
+//!
+//! Source of the rules: Linux 7.2 `__pkvm_init_vm` to `__pkvm_finalize_teardown_vm`; unlike there, teardown
+//! cannot end while a page still names the VM, and a handle never comes back.
+
+use super::refused;
+use crate::Hypervisor;
+use crate::addr::{Pages, Pfn};
+use crate::machine::{Machine, Tree};
+use crate::ownership::donate::{self, Draw};
+use crate::ownership::guest::GuestSpace;
+use crate::pgtable::stage2::GUEST_IPA_BITS;
+use crate::pgtable::{Level, Table};
+use crate::pool::PagePool;
+use crate::vm::{Vm, VcpuError, root_pages};
+use abi::host::HostResult;
+use abi::{Error, VmFlags, VmHandle};
+
+/// Pages that one call to end a VM gives back at the most: each is wiped, and each table is looked for.
+const PAGES_PER_CALL: u64 = 16;
+
+impl<M: Machine> Hypervisor<M> {
+    /// Makes a VM over two pages of the host that become its root tables.
+    pub(crate) fn vm_create(&self, flags: VmFlags, root: u64) -> HostResult {
+        let root = match root_pages(root) {
+            Ok(root) => root,
+            Err(error) => return refused(error),
+        };
+        let creation = self.vms.creation.lock();
+        let Some(handle) = self.vms.free_handle(&creation) else {
+            return refused(Error::Busy);
+        };
+        let regime = self.guest_regime(u16::from(handle.slot()).saturating_add(1));
+        let table = Table::new(root.start(), Level::ONE, GUEST_IPA_BITS, regime);
+        let space = GuestSpace { handle, table, cache: PagePool::new(), pages: 0 };
+        let record = match self.records.alloc(Vm::new(flags, space)) {
+            Ok(record) => record,
+            Err(lacking) => return lacking.into(),
+        };
+        if let Err(error) = self.take_root(root) {
+            self.records.free(record);
+            return error.into();
+        }
+        record.space.table.clear(&self.machine);
+        self.machine.adopt(Tree::Stage2(record.id()), GUEST_IPA_BITS);
+        self.vms.insert(&creation, record);
+        HostResult::ok(&[handle.to_word()])
+    }
+
+    /// Makes a vCPU.
+    pub(crate) fn vcpu_create(&self, vm: VmHandle, vcpu: u64) -> HostResult {
+        let Some(result) = self.with_vm(vm, |vm| vm.add_vcpu(&self.records, vcpu)) else {
+            return refused(Error::NoEntry);
+        };
+        match result {
+            Ok(()) => HostResult::ok(&[]),
+            Err(VcpuError::Refused(error)) => refused(error),
+            Err(VcpuError::Lacking(lacking)) => lacking.into(),
+        }
+    }
+
+    /// Begins the end of a VM.
+    pub(crate) fn vm_teardown_start(&self, vm: VmHandle) -> HostResult {
+        match self.with_vm(vm, Vm::start_teardown) {
+            None => refused(Error::NoEntry),
+            Some(Err(error)) => refused(error),
+            Some(Ok(())) => HostResult::ok(&[]),
+        }
+    }
+
+    /// Gives back the pages that the host gave for a VM's tables, some each time; at the last the VM and its
+    /// handle are gone. Returns the number of pages and how many are left.
+    pub(crate) fn vm_teardown_finish(&self, handle: VmHandle) -> HostResult {
+        let mut host = self.host.lock();
+        let mut hyp = self.hyp.lock();
+        let Some(mut vm) = self.vms.lock(handle) else {
+            return refused(Error::NoEntry);
+        };
+        if let Err(error) = vm.prepare_end(&self.machine) {
+            return refused(error);
+        }
+        let mut done = 0u64;
+        while done < PAGES_PER_CALL && vm.given > 0 {
+            let Some(page) = vm.next_page(&self.machine) else {
+                crate::broken("a page that a host gave to a VM is lost");
+            };
+            if let Err(error) =
+                donate::hyp_to_host(&self.machine, &self.memory, &mut host, &mut hyp, page)
+            {
+                vm.space.cache.push(&self.machine, page);
+                return if done > 0 { HostResult::ok(&[done, vm.given]) } else { error.into() };
+            }
+            vm.given = vm.given.saturating_sub(1);
+            done = done.saturating_add(1);
+        }
+        let left = vm.given;
+        if left == 0 {
+            vm.remove(&self.records);
+        }
+        HostResult::ok(&[done, left])
+    }
+
+    /// Takes the root of a new VM from the host.
+    fn take_root(&self, root: Pages<Pfn>) -> Result<(), crate::ownership::Error> {
+        let mut host = self.host.lock();
+        let mut hyp = self.hyp.lock();
+        donate::host_to_hyp(&self.machine, &self.memory, &mut host, &mut hyp, root, Draw::Keep)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{PROTECTED, RAM_START, World};
+    use abi::HostState;
+    use abi::host::HostCall;
+
+
+    #[test]
+    fn teardown_returns_every_page_and_the_census_is_that_of_the_start() {
+        let world = World::new();
+        let before = (world.census(), world.hyp.records.used());
+        let vm = world.protected_vm();
+        world.ok(HostCall::VcpuCreate { vm, vcpu: 0 });
+        for page in 0..40 {
+            world.ok(HostCall::DonateGuest { vm, pfn: RAM_START + page, gfn: page * 0x200, pages: 1 });
+            if page == 12 {
+                world.ok(HostCall::VmTopUp { vm, pfn: RAM_START + 0x1012, pages: 40 });
+            }
+        }
+        world.ok(HostCall::VmTeardownStart { vm });
+        assert_eq!(world.call(HostCall::VmTeardownFinish { vm }).outcome, Err(Error::Busy), "pages are out");
+        for page in 0..40 {
+            world.ok(HostCall::ReclaimGuest { vm, gfn: page * 0x200, pages: 1 });
+        }
+        world.finish(vm);
+        world.check();
+        assert_eq!((world.census(), world.hyp.records.used()), before);
+        assert_eq!(world.host_state(0x1000), Some(HostState::Owned));
+    }
+
+    #[test]
+    fn a_vm_that_was_given_a_whole_block_gives_it_back_page_by_page() {
+        let world = World::new();
+        let vm = world.vm(PROTECTED, 0x1000, 0);
+        let before = world.census();
+        world.ok(HostCall::VmTopUp { vm, pfn: RAM_START + 0x1200, pages: 0x200 });
+        world.ok(HostCall::VmTeardownStart { vm });
+        world.finish(vm);
+        world.check();
+        assert_eq!(world.census().host, before.host + 2, "the root came back too");
+        assert!(world.host_reads(0x1200) && world.host_reads(0x13ff));
+    }
+
+    #[test]
+    fn a_handle_is_never_used_again() {
+        let world = World::new();
+        let first = world.protected_vm();
+        world.ok(HostCall::VmTeardownStart { vm: first });
+        world.finish(first);
+        let second = world.protected_vm();
+        assert_eq!(second.slot(), first.slot());
+        assert_ne!(second, first);
+        let calls = [
+            HostCall::DonateGuest { vm: first, pfn: RAM_START, gfn: 0, pages: 1 },
+            HostCall::VcpuCreate { vm: first, vcpu: 0 },
+            HostCall::VcpuRun { vm: first, vcpu: 0, values: [0; 4] },
+            HostCall::VmTopUp { vm: first, pfn: RAM_START, pages: 1 },
+            HostCall::VmTeardownStart { vm: first },
+            HostCall::VmTeardownFinish { vm: first },
+        ];
+        for call in calls {
+            assert_eq!(world.call(call).outcome, Err(Error::NoEntry), "{call:?}");
+        }
+        world.check();
+    }
+
+    #[test]
+    fn a_vm_takes_each_step_of_its_life_once_and_in_order() {
+        let world = World::new();
+        let vm = world.protected_vm();
+        let outcome = |call| world.call(call).outcome;
+        assert_eq!(outcome(HostCall::VmTeardownFinish { vm }), Err(Error::Permission));
+        assert_eq!(outcome(HostCall::VcpuCreate { vm, vcpu: 1 }), Err(Error::Invalid));
+        assert_eq!(outcome(HostCall::VcpuCreate { vm, vcpu: 0 }), Ok(()));
+        assert_eq!(outcome(HostCall::VcpuCreate { vm, vcpu: 0 }), Err(Error::Exists));
+        assert_eq!(outcome(HostCall::VcpuCreate { vm, vcpu: u64::MAX }), Err(Error::Invalid));
+        assert_eq!(outcome(HostCall::VmTeardownStart { vm }), Ok(()));
+        assert_eq!(outcome(HostCall::VmTeardownStart { vm }), Err(Error::Permission));
+        let after = [
+            HostCall::VcpuCreate { vm, vcpu: 1 },
+            HostCall::VcpuRun { vm, vcpu: 0, values: [0; 4] },
+            HostCall::DonateGuest { vm, pfn: RAM_START, gfn: 0, pages: 1 },
+        ];
+        for call in after {
+            assert_eq!(outcome(call), Err(Error::Permission), "{call:?}");
+        }
+        assert_eq!(outcome(HostCall::VmTopUp { vm, pfn: RAM_START, pages: 20 }), Ok(()));
+        assert_eq!(outcome(HostCall::VmTeardownFinish { vm }), Ok(()));
+        assert_eq!(outcome(HostCall::VmTopUp { vm, pfn: RAM_START + 20, pages: 1 }), Err(Error::Permission));
+        world.finish(vm);
+        world.check();
+    }
+
+    #[test]
+    fn a_vm_that_cannot_be_made_leaves_its_root_to_the_host() {
+        let world = World::new();
+        let before = (world.census(), world.hyp.records.used());
+        for root in [RAM_START + 1, u64::MAX, 0x9000, crate::testing::HYP_START] {
+            let result = world.call(HostCall::VmCreate { flags: PROTECTED, root });
+            assert!(result.outcome.is_err(), "{root:#x}");
+        }
+        assert_eq!((world.census(), world.hyp.records.used()), before);
+    }
+
+    #[test]
+    fn all_slots_taken_is_an_answer() {
+        let world = World::new();
+        world.ok(HostCall::PoolTopUp { pool: abi::page::Pool::Metadata, pfn: RAM_START + 0x2000, pages: 0x100 });
+        for slot in 0..crate::vm::MAX_VMS as u64 {
+            world.vm(PROTECTED, 0x1000 + 2 * slot, 0);
+        }
+        let result = world.call(HostCall::VmCreate { flags: PROTECTED, root: RAM_START + 0x1800 });
+        assert_eq!(result.outcome, Err(Error::Busy));
+        world.check();
+    }
+}

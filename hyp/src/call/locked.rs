@@ -1,0 +1,208 @@
+//! Each transition of ownership with the locks that it takes, in the order `host`, `hyp`, VM, and with the
+//! kind and phase of the VM that it is for.
+//!
+//! Every function does one chunk: the caller's caller comes again for the rest.
+
+use crate::Hypervisor;
+use crate::addr::{Gfn, Pages, Pfn};
+use crate::machine::Machine;
+use crate::ownership::donate::{self, Draw};
+use crate::ownership::guest::{self, GuestSpace};
+use crate::ownership::query::GuestPage;
+use crate::ownership::{Error, Host, HypSpace, Progress, reclaim, share};
+use crate::vm::{Phase, VmGuard};
+use abi::VmHandle;
+use abi::page::{Permissions, Pool};
+
+impl<M: Machine> Hypervisor<M> {
+    /// Lends a chunk of the host's pages to the hypervisor.
+    pub fn host_share_hyp(&self, pages: Pages<Pfn>) -> Progress {
+        self.with_host_and_hyp(|host, hyp| {
+            share::host_with_hyp(&self.machine, &self.memory, host, hyp, pages)
+        })
+    }
+
+    /// Takes a chunk back from the hypervisor.
+    pub fn host_unshare_hyp(&self, pages: Pages<Pfn>) -> Progress {
+        self.with_host_and_hyp(|host, hyp| {
+            share::host_unshare_hyp(&self.machine, &self.memory, host, hyp, pages)
+        })
+    }
+
+    /// Pins a page that is shared with the hypervisor.
+    pub fn pin(&self, page: Pfn) -> Result<(), Error> {
+        let mut host = self.host.lock();
+        let mut hyp = self.hyp.lock();
+        share::pin(&self.machine, &self.memory, &mut host, &mut hyp, page)
+    }
+
+    /// Lets go of a pinned page.
+    pub fn unpin(&self, page: Pfn) -> Result<(), Error> {
+        let mut host = self.host.lock();
+        let mut hyp = self.hyp.lock();
+        share::unpin(&self.machine, &mut host, &mut hyp, page)
+    }
+
+    /// Gives a chunk of the host's pages to the hypervisor's pool of tables, or its heap of records.
+    pub fn pool_top_up(&self, pool: Pool, pages: Pages<Pfn>) -> Progress {
+        self.with_host_and_hyp(|host, hyp| {
+            let draw = if pool == Pool::Tables { Draw::Refill } else { Draw::Keep };
+            let pages = donate::host_to_hyp(&self.machine, &self.memory, host, hyp, pages, draw)?;
+            match pool {
+                Pool::Metadata => {
+                    let Some(start) = self.machine.record_memory(pages) else {
+                        crate::broken("a donated page cannot be reached");
+                    };
+                    crate::hypervisor::add_records(&self.records, start, pages);
+                }
+                Pool::Tables | Pool::Vm => host.pool.extend(&self.machine, pages),
+            }
+            Ok(pages.count())
+        })
+    }
+
+    /// Gives a chunk of the host's pages to a VM for its tables.
+    pub fn vm_top_up(&self, vm: VmHandle, pages: Pages<Pfn>) -> Progress {
+        self.with_host_and_hyp(|host, hyp| {
+            let mut vm = self.vms.lock(vm).ok_or(Error::NoVm)?;
+            vm.check_growable().map_err(|_| Error::WrongVm)?;
+            let pages = donate::host_to_hyp(&self.machine, &self.memory, host, hyp, pages, Draw::Keep)?;
+            vm.space.cache.extend(&self.machine, pages);
+            vm.given = vm.given.saturating_add(pages.count());
+            Ok(pages.count())
+        })
+    }
+
+    /// Gives a chunk of the host's pages to a protected guest.
+    pub fn host_donate_guest(&self, vm: VmHandle, pfns: Pages<Pfn>, gfns: Pages<Gfn>) -> Progress {
+        self.with_host_and_guest(vm, Want::Protected, |host, guest| {
+            donate::host_to_guest(&self.machine, &self.memory, host, guest, pfns, gfns)
+        })
+    }
+
+    /// Lends a chunk of the host's pages to a guest that is not protected.
+    pub fn host_share_guest(
+        &self,
+        vm: VmHandle,
+        pfns: Pages<Pfn>,
+        gfns: Pages<Gfn>,
+        permissions: Permissions,
+    ) -> Progress {
+        self.with_host_and_guest(vm, Want::Unprotected, |host, guest| {
+            share::host_with_guest(&self.machine, &self.memory, host, guest, pfns, gfns, permissions)
+        })
+    }
+
+    /// Takes a chunk back from a guest that is not protected, alive or dying.
+    pub fn host_unshare_guest(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Progress {
+        self.with_host_and_guest(vm, Want::UnprotectedEvenDying, |host, guest| {
+            share::host_unshare_guest(&self.machine, host, guest, gfns)
+        })
+    }
+
+    /// Takes a chunk back from a protected guest that is dying.
+    pub fn host_reclaim_guest(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Progress {
+        self.with_host_and_guest(vm, Want::ProtectedDying, |host, guest| {
+            reclaim::from_dying(&self.machine, host, guest, gfns)
+        })
+    }
+
+    /// Shares a chunk of a guest's pages with the host.
+    pub fn guest_share_host(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Progress {
+        self.with_host_and_guest(vm, Want::Protected, |host, guest| {
+            guest::share_host(&self.machine, host, guest, gfns)
+        })
+    }
+
+    /// Takes a chunk of shared pages back from the host.
+    pub fn guest_unshare_host(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Progress {
+        self.with_host_and_guest(vm, Want::Protected, |host, guest| {
+            guest::unshare_host(&self.machine, host, guest, gfns)
+        })
+    }
+
+    /// Gives a chunk of a guest's pages back to the host, wiped.
+    pub fn guest_relinquish(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Progress {
+        self.with_host_and_guest(vm, Want::Protected, |host, guest| {
+            guest::relinquish(&self.machine, host, guest, gfns)
+        })
+    }
+
+    /// Enrols a chunk of a guest's addresses as a device.
+    pub fn guard_map(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Progress {
+        self.with_guest(vm, |guest| guest::guard_map(&self.machine, guest, gfns))
+    }
+
+    /// Takes an enrolment back.
+    pub fn guard_unmap(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Progress {
+        self.with_guest(vm, |guest| guest::guard_unmap(&self.machine, guest, gfns))
+    }
+
+    /// What a guest's table says of a page.
+    pub fn guest_page(&self, vm: VmHandle, gfn: Gfn) -> GuestPage {
+        let page = self.with_vm(vm, |vm| vm.space.page(&self.machine, gfn));
+        page.unwrap_or(GuestPage::Missing)
+    }
+
+    /// Whether a guest shares all these pages with the host.
+    pub fn all_shared(&self, vm: VmHandle, gfns: Pages<Gfn>) -> bool {
+        self.with_vm(vm, |vm| vm.space.all_shared(&self.machine, gfns)).unwrap_or(false)
+    }
+
+    fn with_host_and_hyp(
+        &self,
+        transition: impl FnOnce(&mut Host, &mut HypSpace) -> Result<u64, Error>,
+    ) -> Progress {
+        let mut host = self.host.lock();
+        let mut hyp = self.hyp.lock();
+        transition(&mut host, &mut hyp).into()
+    }
+
+    fn with_host_and_guest(
+        &self,
+        vm: VmHandle,
+        want: Want,
+        transition: impl FnOnce(&mut Host, &mut GuestSpace) -> Result<u64, Error>,
+    ) -> Progress {
+        let mut host = self.host.lock();
+        let result = self.vms.lock(vm).ok_or(Error::NoVm).and_then(|mut vm| {
+            want.check(&vm)?;
+            transition(&mut host, &mut vm.space)
+        });
+        result.into()
+    }
+
+    fn with_guest(
+        &self,
+        vm: VmHandle,
+        transition: impl FnOnce(&mut GuestSpace) -> Result<u64, Error>,
+    ) -> Progress {
+        let result = self.vms.lock(vm).ok_or(Error::NoVm).and_then(|mut vm| {
+            Want::Protected.check(&vm)?;
+            transition(&mut vm.space)
+        });
+        result.into()
+    }
+}
+
+/// The kind and phase of a VM that a transition is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Want {
+    Protected,
+    ProtectedDying,
+    Unprotected,
+    UnprotectedEvenDying,
+}
+
+impl Want {
+    fn check(self, vm: &VmGuard<'_>) -> Result<(), Error> {
+        let live = vm.phase == Phase::Live;
+        let fits = match self {
+            Self::Protected => vm.flags.protected && live,
+            Self::ProtectedDying => vm.flags.protected && !live,
+            Self::Unprotected => !vm.flags.protected && live,
+            Self::UnprotectedEvenDying => !vm.flags.protected,
+        };
+        if fits { Ok(()) } else { Err(Error::WrongVm) }
+    }
+}

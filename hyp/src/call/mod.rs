@@ -1,0 +1,55 @@
+//! Calls from outside: decoded once into typed values, checked, then served under the locks they need.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | [`host`] | the calls of the host: from registers to an answer |
+//! | [`locked`] | each transition of ownership, with the locks that it takes |
+//! | [`life`] | the life of a VM: creation, vCPUs, top-up, teardown |
+
+pub mod host;
+pub mod life;
+pub mod locked;
+
+use crate::ownership::{Error as OwnershipError, Progress};
+use crate::pool::Lacking;
+use abi::Error;
+use abi::host::HostResult;
+
+/// The one place where errors of the core become errors of the interface.
+impl From<OwnershipError> for HostResult {
+    fn from(error: OwnershipError) -> Self {
+        use OwnershipError as E;
+        let error = match error {
+            E::Lacking(lacking) => return lacking.into(),
+            E::BadRange => Error::Invalid,
+            E::BeyondGuest => Error::Range,
+            E::NotMemory | E::HostState(_) | E::HypState(_) | E::GuestState(_) | E::WrongVm => {
+                Error::Permission
+            }
+            E::Missing(_) | E::NoVm => Error::NoEntry,
+            E::Poisoned(_) => Error::Poisoned,
+            E::Pinned(_) | E::TooManyPins => Error::Busy,
+        };
+        Self::refused(error, 0)
+    }
+}
+
+impl From<Lacking> for HostResult {
+    fn from(lacking: Lacking) -> Self {
+        Self::lacking(lacking.pool, lacking.pages)
+    }
+}
+
+impl From<Progress> for HostResult {
+    fn from(progress: Progress) -> Self {
+        match progress.outcome {
+            Ok(()) => Self::ok(&[progress.done]),
+            Err(error) => error.into(),
+        }
+    }
+}
+
+/// A refusal of a call that is no range call.
+fn refused(error: Error) -> HostResult {
+    HostResult::refused(error, 0)
+}

@@ -1,0 +1,371 @@
+//! The hypervisor as a whole: its components behind their locks, built once at boot.
+//!
+//! Order of the locks: creation of VMs, `host`, `hyp`, a VM, records. A method takes what it needs in that
+//! order and nothing while a guest runs.
+
+use crate::addr::{Gfn, Pages, Pfn, Vpn};
+use crate::machine::{Machine, Stage2Id, Tree};
+use crate::memory::{MemoryMap, TooManyRegions};
+use crate::ownership::query::{AbortAnswer, AuditError, Census};
+use crate::ownership::{Host, HypSpace, TOPUP_RESERVE};
+use crate::pgtable::hyp_stage1::{HypStage1, Mapped, Rights, VA_BITS};
+use crate::pgtable::stage2::{Entry, Owner, Page, Sharing, Side, Stage2};
+use crate::pgtable::{Level, Table};
+use crate::pool::PagePool;
+use crate::pool::records::Records;
+use crate::vm::Vms;
+use abi::exit::Access;
+use abi::page::Permissions;
+use arrayvec::ArrayVec;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use spin::Mutex;
+
+/// VMID of the host.
+const HOST_VMID: u16 = 0;
+
+/// A part of EL2's own map.
+#[derive(Clone, Copy, Debug)]
+pub struct Mapping {
+    /// Where EL2 sees it.
+    pub va: Vpn,
+    /// The physical pages.
+    pub pages: Pages<Pfn>,
+    /// What EL2 may do.
+    pub rights: Rights,
+}
+
+/// What boot found: the description of the machine that [`Hypervisor::new`] builds its tables from.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// All RAM, as the device tree has it.
+    pub ram: ArrayVec<Pages<Pfn>, 16>,
+    /// Parts of RAM that are nobody's to give: firmware memory, no-map ranges. The host sees them as it sees
+    /// devices.
+    pub no_map: ArrayVec<Pages<Pfn>, 16>,
+    /// The hypervisor's image with all its memory.
+    pub hyp: Pages<Pfn>,
+    /// Devices that nobody may reach.
+    pub withheld: ArrayVec<Pages<Pfn>, 8>,
+    /// Width of the host's addresses, 32 to 40.
+    pub ipa_bits: u32,
+    /// FEAT_S2FWB is there and HCR_EL2.FWB will be set.
+    pub force_write_back: bool,
+    /// EL2's own map.
+    pub hyp_map: ArrayVec<Mapping, 16>,
+    /// Pages for tables, within `hyp`.
+    pub pool: Pages<Pfn>,
+    /// Pages for records, within `hyp`.
+    pub metadata: Pages<Pfn>,
+}
+
+/// Why the machine cannot be taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetupError {
+    /// RAM lies in too many pieces.
+    TooManyRegions,
+    /// Something lies beyond the host's address space.
+    BeyondHost(Pages<Pfn>),
+    /// The static pool is too small.
+    PoolTooSmall,
+    /// The address width is none that Deed has tables for.
+    AddressWidth(u32),
+    /// The pages for records cannot be reached.
+    NoRecordMemory,
+}
+
+impl From<TooManyRegions> for SetupError {
+    fn from(_: TooManyRegions) -> Self {
+        Self::TooManyRegions
+    }
+}
+
+/// Numbers of events, for tests and for people.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Illegal accesses of the host that it was told of.
+    pub aborts_injected: AtomicU64,
+    /// Aborts of the host that only needed another try.
+    pub aborts_retried: AtomicU64,
+    /// Calls of the host.
+    pub host_calls: AtomicU64,
+    /// Entries into guests.
+    pub guest_entries: AtomicU64,
+}
+
+/// The hypervisor.
+#[derive(Debug)]
+pub struct Hypervisor<M> {
+    pub(crate) machine: M,
+    /// Memory that may change hands: RAM without what firmware claims and without the image.
+    pub(crate) memory: MemoryMap,
+    /// The same with the image: all memory that has an owner.
+    ram: MemoryMap,
+    pub(crate) vms: Vms,
+    pub(crate) host: Mutex<Host>,
+    pub(crate) hyp: Mutex<HypSpace>,
+    pub(crate) records: Records,
+    pub(crate) force_write_back: bool,
+    /// The machine is going down: no guest is entered any more.
+    pub(crate) closed: AtomicBool,
+    host_id: Stage2Id,
+    host_bits: u32,
+    /// Event counters.
+    pub counters: Counters,
+}
+
+impl<M: Machine> Hypervisor<M> {
+    /// Builds the tables that say who owns what at boot: the hypervisor its image, the host everything else.
+    ///
+    /// Works with the MMU off or on: tables are at the addresses of their pages.
+    ///
+    /// # Errors
+    /// The machine is none that Deed can hold; nothing but the pages of the pool was written.
+    pub fn new(machine: M, setup: &Setup) -> Result<Self, SetupError> {
+        if !(32..=40).contains(&setup.ipa_bits) {
+            return Err(SetupError::AddressWidth(setup.ipa_bits));
+        }
+        let ram = memory_map(setup)?;
+        let mut memory = ram.clone();
+        memory.remove(setup.hyp)?;
+        let mut pool = PagePool::new();
+        let mut table = host_root(&machine, setup, &mut pool)?;
+        fill_host(&machine, setup, &mut table, &mut pool)?;
+        let hyp_table = fill_hyp(&machine, setup, &mut pool)?;
+        if pool.free() < TOPUP_RESERVE {
+            return Err(SetupError::PoolTooSmall);
+        }
+        let host_id = Stage2Id { vmid: HOST_VMID, root: table.root() };
+        machine.adopt(Tree::Stage2(host_id), setup.ipa_bits);
+        machine.adopt(Tree::Hyp(hyp_table.root()), VA_BITS);
+        let records = Records::new();
+        let start = machine.record_memory(setup.metadata).ok_or(SetupError::NoRecordMemory)?;
+        add_records(&records, start, setup.metadata);
+        Ok(Self {
+            machine,
+            memory,
+            ram,
+            vms: Vms::new(),
+            host_id,
+            host_bits: setup.ipa_bits,
+            host: Mutex::new(Host { table, pool }),
+            hyp: Mutex::new(HypSpace { table: hyp_table, pins: Default::default() }),
+            records,
+            force_write_back: setup.force_write_back,
+            closed: AtomicBool::new(false),
+            counters: Counters::default(),
+        })
+    }
+
+    /// The machine.
+    pub fn machine(&self) -> &M {
+        &self.machine
+    }
+
+    /// The host's translation.
+    pub fn host_stage2(&self) -> Stage2Id {
+        self.host_id
+    }
+
+    /// Width of the host's addresses.
+    pub fn host_ipa_bits(&self) -> u32 {
+        self.host_bits
+    }
+
+    /// Root of EL2's own tables.
+    pub fn hyp_root(&self) -> Pfn {
+        self.hyp.lock().table.root()
+    }
+
+    /// Decides a stage-2 abort of the host and counts it.
+    pub fn host_abort(&self, gfn: Gfn, access: Access) -> AbortAnswer {
+        let answer = self.host.lock().abort(&self.machine, gfn, access);
+        let counter = match answer {
+            AbortAnswer::Inject => &self.counters.aborts_injected,
+            AbortAnswer::Retry => &self.counters.aborts_retried,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        answer
+    }
+
+    /// Counts all memory by owner.
+    pub fn census(&self) -> Census {
+        self.host.lock().census(&self.machine, &self.ram)
+    }
+
+    /// Proves that EL2 maps only what is its own, below the private part of its address space.
+    pub fn audit(&self, private: Vpn) -> Result<u64, AuditError> {
+        let host = self.host.lock();
+        self.hyp.lock().audit(&self.machine, &host, &self.ram, private)
+    }
+
+    /// Bars every guest from now on and wipes what they own alone, since the machine is going down. Returns
+    /// the number of pages.
+    pub fn wipe_all_guests(&self) -> u64 {
+        self.closed.store(true, Ordering::SeqCst);
+        let mut wiped = 0u64;
+        self.vms.for_each(|vm| {
+            wiped = wiped.saturating_add(crate::ownership::reclaim::wipe_private(&self.machine, &vm.space));
+        });
+        wiped
+    }
+
+    /// A regime of a guest's stage-2.
+    pub(crate) fn guest_regime(&self, vmid: u16) -> Stage2 {
+        Stage2 { vmid, force_write_back: self.force_write_back, side: Side::Guest }
+    }
+}
+
+/// Hands pages that the hypervisor owns to the heap of records.
+#[expect(unsafe_code, reason = "the heap takes memory, not values")]
+pub(crate) fn add_records(records: &Records, start: core::ptr::NonNull<u8>, pages: Pages<Pfn>) {
+    let bytes = (pages.count() as usize).saturating_mul(crate::addr::PAGE_SIZE as usize);
+    // SAFETY: `start` is where the machine shows these pages, which are the hypervisor's own, mapped, and used
+    // by nobody: they are the static record pages, handed over once at boot, or come from a donation that
+    // the caller has just committed.
+    unsafe { records.add(start, bytes) };
+}
+
+/// All RAM but what firmware claims.
+fn memory_map(setup: &Setup) -> Result<MemoryMap, SetupError> {
+    let mut memory = MemoryMap::default();
+    for pages in &setup.ram {
+        memory.add(*pages)?;
+    }
+    for pages in &setup.no_map {
+        memory.remove(*pages)?;
+    }
+    Ok(memory)
+}
+
+/// Takes the aligned root of the host's table out of the pool's pages; the rest becomes the pool.
+fn host_root<M: Machine>(
+    machine: &M,
+    setup: &Setup,
+    pool: &mut PagePool,
+) -> Result<Table<Stage2>, SetupError> {
+    let regime = Stage2 { vmid: HOST_VMID, force_write_back: setup.force_write_back, side: Side::Host };
+    let start = setup.pool.start();
+    let pages = Table::new(start, Level::ONE, setup.ipa_bits, regime).root_pages();
+    let skip = start.as_u64().next_multiple_of(pages).saturating_sub(start.as_u64());
+    let rest = match skip {
+        0 => Some(setup.pool),
+        _ => {
+            pool.extend(machine, setup.pool.truncated(skip));
+            setup.pool.advanced(skip)
+        }
+    };
+    let rest = rest.filter(|rest| rest.count() > pages).ok_or(SetupError::PoolTooSmall)?;
+    if let Some(tables) = rest.advanced(pages) {
+        pool.extend(machine, tables);
+    }
+    let table = Table::new(rest.start(), Level::ONE, setup.ipa_bits, regime);
+    table.clear(machine);
+    Ok(table)
+}
+
+/// Says of every page of the host's address space whose it is.
+fn fill_host<M: Machine>(
+    machine: &M,
+    setup: &Setup,
+    table: &mut Table<Stage2>,
+    pool: &mut PagePool,
+) -> Result<(), SetupError> {
+    let all = setup.ram.iter().chain(&setup.no_map).chain(&setup.withheld).chain([&setup.hyp]);
+    for pages in all {
+        if pages.end() > table.input_end() {
+            return Err(SetupError::BeyondHost(*pages));
+        }
+    }
+    let mut next = 0;
+    while next < table.input_end() {
+        let (pages, entry) = host_part(setup, next, table.input_end());
+        put(machine, table, pages, pages.start().as_u64(), entry, pool)?;
+        next = pages.end();
+    }
+    Ok(())
+}
+
+/// What the host's table says at boot from page `from` on, and how far it says the same.
+fn host_part(setup: &Setup, from: u64, end: u64) -> (Pages<Gfn>, Entry) {
+    let parts = || {
+        let hyp = core::iter::once((&setup.hyp, Kind::Hyp));
+        let withheld = setup.withheld.iter().map(|pages| (pages, Kind::Withheld));
+        let no_map = setup.no_map.iter().map(|pages| (pages, Kind::Device));
+        let ram = setup.ram.iter().map(|pages| (pages, Kind::Ram));
+        hyp.chain(withheld).chain(no_map).chain(ram)
+    };
+    // The first that covers the page decides; the next boundary of any part ends what is said.
+    let covers = |pages: &Pages<Pfn>| (pages.start().as_u64()..pages.end()).contains(&from);
+    let kind = parts().find(|(pages, _)| covers(pages)).map_or(Kind::Device, |(_, kind)| kind);
+    let boundary = parts()
+        .flat_map(|(pages, _)| [pages.start().as_u64(), pages.end()])
+        .filter(|boundary| *boundary > from)
+        .min()
+        .unwrap_or(end)
+        .min(end);
+    let Some(pages) = Pages::<Gfn>::from_raw(from, boundary.saturating_sub(from)) else {
+        crate::broken("a part of the host's space is empty");
+    };
+    let execute = matches!(kind, Kind::Ram);
+    let entry = match kind {
+        Kind::Hyp => Entry::Owned(Owner::Hyp),
+        Kind::Withheld => Entry::Withheld,
+        Kind::Ram | Kind::Device => match Pfn::new(from) {
+            Some(pfn) => {
+                let permissions = Permissions { write: true, execute };
+                Entry::Page(Page { pfn, sharing: Sharing::Owned, permissions })
+            }
+            None => Entry::Locked,
+        },
+    };
+    (pages, entry)
+}
+
+/// What a part of the host's address space is at boot.
+#[derive(Clone, Copy)]
+enum Kind {
+    Hyp,
+    Withheld,
+    Ram,
+    Device,
+}
+
+/// EL2's own tables.
+fn fill_hyp<M: Machine>(
+    machine: &M,
+    setup: &Setup,
+    pool: &mut PagePool,
+) -> Result<Table<HypStage1>, SetupError> {
+    let root = pool.pop(machine).ok_or(SetupError::PoolTooSmall)?;
+    let mut table = Table::new(root, Level::ZERO, VA_BITS, HypStage1);
+    table.clear(machine);
+    for mapping in &setup.hyp_map {
+        let first = Some(Mapped { pfn: mapping.pages.start(), rights: mapping.rights });
+        let Some(pages) = Pages::new(mapping.va, mapping.pages.count()) else {
+            return Err(SetupError::BeyondHost(mapping.pages));
+        };
+        put(machine, &mut table, pages, mapping.pages.start().as_u64(), first, pool)?;
+    }
+    Ok(table)
+}
+
+/// Says `first` of the first page and what follows from it of the others, in the largest blocks that fit.
+fn put<M: Machine, R: crate::pgtable::Regime + Copy>(
+    machine: &M,
+    table: &mut Table<R>,
+    pages: Pages<R::Input>,
+    output: u64,
+    first: R::Entry,
+    pool: &mut PagePool,
+) -> Result<(), SetupError> {
+    let mut done = 0;
+    for region in Table::<R>::regions(pages, output) {
+        if table.tables_needed(machine, region) > pool.free() {
+            return Err(SetupError::PoolTooSmall);
+        }
+        let from = table.regime().advance(first, done);
+        table.set_from(machine, region, pool, from);
+        done = done.saturating_add(region.count());
+    }
+    Ok(())
+}

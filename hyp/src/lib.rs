@@ -1,0 +1,59 @@
+//! Deed's hypervisor: one kind of truth, who owns every page of memory and who else may touch it.
+//!
+//! | module | the one rule that it keeps |
+//! |---|---|
+//! | [`addr`] | an address cannot leave its space, nor be taken for one of another space |
+//! | [`memory`] | only RAM that nobody else claims may change hands |
+//! | [`machine`] | the core touches hardware through one trait |
+//! | [`pgtable`] | a live translation changes through break-before-make, in one function |
+//! | [`ownership`] | check, reserve, commit: a transition that fails changes nothing |
+//! | [`pool`] | memory of the hypervisor is counted, and its lack is an answer |
+//! | [`vm`] | a handle names one VM for ever; a vCPU is one CPU's at a time |
+//! | [`call`] | a number from outside is an allegation until it is checked |
+//! | [`psci`], [`smc`] | what is not known does not reach the firmware |
+//! | [`boot`] | nothing is written before everything that was loaded is checked |
+//! | `arch` | the only place with registers and assembly |
+//!
+//! The crate builds for the build machine, where its tests run on a simulated one, and for EL2.
+
+#![cfg_attr(not(any(test, feature = "sim")), no_std)]
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+#![cfg_attr(
+    test,
+    expect(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "a test that is wrong should stop there"
+    )
+)]
+
+pub mod addr;
+#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+pub mod arch;
+pub mod boot;
+pub mod call;
+pub mod exception;
+pub mod hypervisor;
+pub mod machine;
+pub mod memory;
+pub mod ownership;
+pub mod pgtable;
+pub mod pool;
+pub mod psci;
+pub mod smc;
+#[cfg(any(test, feature = "sim"))]
+pub mod testing;
+pub mod vm;
+
+pub use hypervisor::{Hypervisor, Mapping, Setup, SetupError};
+
+/// Stops the machine: an invariant that no value from outside can break is broken, so there is no state left
+/// that could be trusted (architecture section 7).
+#[cold]
+#[track_caller]
+#[expect(clippy::panic, reason = "the panic handler prints what is known and stops all CPUs")]
+pub(crate) fn broken(what: &str) -> ! {
+    panic!("broken invariant: {what}")
+}

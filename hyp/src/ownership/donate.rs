@@ -1,0 +1,336 @@
+//! Donations: a page changes its owner.
+//!
+//! Sources of the rules: Linux 7.2 `__pkvm_host_donate_hyp`, `__pkvm_hyp_donate_host` and
+//! `__pkvm_host_donate_guest`, to which ranges and blocks are added.
+
+use super::guest::GuestSpace;
+use super::{Error, Host, HypSpace, Owner, TOPUP_RESERVE, chunk, identity};
+use crate::addr::{Gfn, Pages, Pfn, Vpn};
+use crate::machine::Machine;
+use crate::memory::MemoryMap;
+use crate::pgtable::hyp_stage1::{Mapped, Rights};
+use crate::pgtable::stage2::{Entry, Page, Sharing};
+use crate::pgtable::REGION_PAGES;
+use crate::pool::Lacking;
+use abi::page::{Permissions, Pool};
+
+/// How far a donation to the hypervisor may draw on the table pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Draw {
+    /// The pages become tables: the reserve may be used, since they refill it.
+    Refill,
+    /// They do not: the reserve stays.
+    Keep,
+}
+
+/// Gives a chunk of the host's pages to the hypervisor and maps it at EL2. Returns the number of pages.
+///
+/// The content stays: whoever uses the pages overwrites them.
+///
+/// # Errors
+/// The host does not own all of them alone, or table pages are lacking. With [`Draw::Refill`], also if the
+/// chunk is smaller than the number of tables that it takes and the pool would end below its reserve.
+pub fn host_to_hyp<M: Machine>(
+    machine: &M,
+    memory: &MemoryMap,
+    host: &mut Host,
+    hyp: &mut HypSpace,
+    pages: Pages<Pfn>,
+    draw: Draw,
+) -> Result<Pages<Pfn>, Error> {
+    // Check.
+    memory.check(pages)?;
+    let (pages, shown) = chunk(pages, hyp_view(pages));
+    host.check(machine, pages, Sharing::Owned)?;
+    hyp.check_unmapped(machine, pages)?;
+    // Reserve.
+    let tables = host
+        .table
+        .tables_needed(machine, identity(pages))
+        .saturating_add(hyp.table.tables_needed(machine, shown));
+    match draw {
+        Draw::Keep => host.pool.check(Pool::Tables, tables, TOPUP_RESERVE)?,
+        Draw::Refill => {
+            host.pool.check(Pool::Tables, tables, 0)?;
+            let after = host.pool.free().saturating_sub(tables).saturating_add(pages.count());
+            if after < TOPUP_RESERVE.min(host.pool.free()) {
+                return Err(Lacking { pool: Pool::Tables, pages: tables }.into());
+            }
+        }
+    }
+    // Commit.
+    host.table.set(machine, identity(pages), &mut host.pool, |_| Entry::Owned(Owner::Hyp));
+    hyp.map(machine, host, pages);
+    Ok(pages)
+}
+
+/// Gives one of the hypervisor's pages back to the host, wiped.
+///
+/// # Errors
+/// The hypervisor does not own the page or has pinned it, or table pages are lacking.
+pub fn hyp_to_host<M: Machine>(
+    machine: &M,
+    memory: &MemoryMap,
+    host: &mut Host,
+    hyp: &mut HypSpace,
+    page: Pfn,
+) -> Result<(), Error> {
+    let pages = Pages::one(page);
+    // Check.
+    memory.check(pages)?;
+    if host.table.entry(machine, page.identity()) != Some(Entry::Owned(Owner::Hyp)) {
+        return Err(Error::HostState(page));
+    }
+    let Some(Some(Mapped { pfn, rights: Rights::ReadWrite })) =
+        hyp.table.entry(machine, page.identity_va())
+    else {
+        return Err(Error::HypState(page));
+    };
+    if pfn != page {
+        return Err(Error::HypState(page));
+    }
+    // Reserve.
+    let tables = host
+        .table
+        .tables_needed(machine, identity(pages))
+        .saturating_add(hyp.table.tables_needed(machine, hyp_view(pages)));
+    host.pool.check(Pool::Tables, tables, TOPUP_RESERVE)?;
+    // Commit.
+    hyp.unmap(machine, host, pages);
+    machine.wipe(page);
+    host.give(machine, pages, Sharing::Owned);
+    Ok(())
+}
+
+/// Gives a chunk of the host's pages to a protected guest, which sees it at `gfns`. Returns the number of
+/// pages.
+///
+/// Both runs have the same length. The content stays: what the host put there is what the guest starts with.
+///
+/// # Errors
+/// The host does not own all of them alone, the guest has something there already, or table pages are
+/// lacking in the host's pool or the VM's.
+pub fn host_to_guest<M: Machine>(
+    machine: &M,
+    memory: &MemoryMap,
+    host: &mut Host,
+    guest: &mut GuestSpace,
+    pfns: Pages<Pfn>,
+    gfns: Pages<Gfn>,
+) -> Result<u64, Error> {
+    // Check.
+    memory.check(pfns)?;
+    guest.check_span(gfns)?;
+    let (pfns, gfns) = chunk(pfns, gfns);
+    host.check(machine, pfns, Sharing::Owned)?;
+    guest.check_empty(machine, gfns)?;
+    // Reserve.
+    host.reserve(machine, pfns)?;
+    guest.reserve(machine, gfns, block_congruent(pfns, gfns))?;
+    // Commit: the host loses the pages before the guest gets them.
+    let handle = guest.handle;
+    let owner = Owner::Guest { vm: handle, gfn: gfns.start() };
+    host.table.set_from(machine, identity(pfns), &mut host.pool, Entry::Owned(owner));
+    if machine.needs_clean() {
+        for page in pfns.iter() {
+            machine.clean(page);
+        }
+    }
+    machine.invalidate_icache();
+    guest.give(machine, gfns, pfns, Sharing::Owned, Permissions::ALL);
+    Ok(pfns.count())
+}
+
+/// Whether a whole region can be one block on the guest's side: a block's output must be aligned as its
+/// input is.
+pub(super) fn block_congruent(pfns: Pages<Pfn>, gfns: Pages<Gfn>) -> bool {
+    (pfns.start().as_u64() ^ gfns.start().as_u64()) % REGION_PAGES == 0
+}
+
+/// EL2's pages that show these physical pages.
+pub(super) fn hyp_view(pages: Pages<Pfn>) -> Pages<Vpn> {
+    match Pages::new(pages.start().identity_va(), pages.count()) {
+        Some(pages) => pages,
+        None => crate::broken("a run of pages lost its end"),
+    }
+}
+
+impl Host {
+    /// Checks that the pool has the tables that a change of these pages takes, beyond the reserve.
+    pub(super) fn reserve<M: Machine>(&self, machine: &M, pages: Pages<Pfn>) -> Result<(), Error> {
+        let tables = self.table.tables_needed(machine, identity(pages));
+        Ok(self.pool.check(Pool::Tables, tables, TOPUP_RESERVE)?)
+    }
+
+    /// Commit: lets the host access a chunk.
+    pub(super) fn give<M: Machine>(&mut self, machine: &M, pages: Pages<Pfn>, sharing: Sharing) {
+        let first = Entry::Page(Page { pfn: pages.start(), sharing, permissions: Permissions::ALL });
+        self.table.set_from(machine, identity(pages), &mut self.pool, first);
+    }
+}
+
+impl HypSpace {
+    /// Checks that nothing is mapped at EL2 for these pages.
+    pub(super) fn check_unmapped<M: Machine>(&self, machine: &M, pages: Pages<Pfn>) -> Result<(), Error> {
+        self.table.try_for_each(machine, hyp_view(pages), |run| match run.entry {
+            None => Ok(()),
+            Some(_) => Err(Error::HypState(pages.start())),
+        })
+    }
+
+    /// Commit: maps a chunk read-write. Its tables come from the host's pool.
+    pub(super) fn map<M: Machine>(&mut self, machine: &M, host: &mut Host, pages: Pages<Pfn>) {
+        let first = Some(Mapped { pfn: pages.start(), rights: Rights::ReadWrite });
+        self.table.set_from(machine, hyp_view(pages), &mut host.pool, first);
+    }
+
+    /// Commit: unmaps a chunk.
+    pub(super) fn unmap<M: Machine>(&mut self, machine: &M, host: &mut Host, pages: Pages<Pfn>) {
+        self.table.set(machine, hyp_view(pages), &mut host.pool, |_| None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{HYP_START, PROTECTED, RAM_PAGES, RAM_START, World};
+    use abi::host::HostCall;
+    use abi::{Error as Code, HostState, VmHandle};
+
+    fn donate(world: &World, vm: VmHandle, page: u64, gfn: u64, pages: u64) -> (Result<(), Code>, u64) {
+        let result = world.call(HostCall::DonateGuest { vm, pfn: RAM_START + page, gfn, pages });
+        (result.outcome, result.values[0])
+    }
+
+
+    #[test]
+    fn a_donated_page_is_the_guests_and_no_longer_the_hosts() {
+        let world = World::new();
+        let vm = world.protected_vm();
+        world.load_all();
+        assert_eq!(donate(&world, vm, 5, 0x8_0000, 1), (Ok(()), 1));
+        world.check();
+        assert!(!world.host_reads(5));
+        assert!(world.host_reads(4) && world.host_reads(6), "the neighbours stay");
+        assert_eq!(world.guest_reads(vm, 0x8_0000), Some(5));
+        assert_eq!(world.census().guest, 1);
+    }
+
+    #[test]
+    fn a_whole_block_stays_a_block_on_both_sides() {
+        let world = World::new();
+        let vm = world.protected_vm();
+        let before = world.hyp.host.lock().pool.free();
+        assert_eq!(donate(&world, vm, 0x400, 0x8_0200, 0x200), (Ok(()), 0x200));
+        world.check();
+        assert_eq!(world.hyp.host.lock().pool.free(), before);
+        assert!(!world.host_reads(0x400) && !world.host_reads(0x5ff) && world.host_reads(0x600));
+        let leaves = world.sim().leaves_stage2(world.guest(vm));
+        assert_eq!(leaves.iter().map(|leaf| leaf.size).collect::<Vec<_>>(), [2 << 20]);
+    }
+
+    #[test]
+    fn a_block_that_is_not_aligned_alike_on_both_sides_is_given_in_pages() {
+        let world = World::new();
+        let vm = world.protected_vm();
+        let (mut done, mut calls) = (0, 0);
+        while done < 0x200 {
+            let (outcome, pages) = donate(&world, vm, 0x401 + done, 0x8_0200 + done, 0x200 - done);
+            assert_eq!(outcome, Ok(()));
+            done += pages;
+            calls += 1;
+        }
+        world.check();
+        assert_eq!(calls, 2);
+        assert_eq!(world.guest_reads(vm, 0x8_03ff), Some(0x600));
+        assert_eq!(world.census().guest, 0x200);
+    }
+
+    #[test]
+    fn every_page_that_is_not_the_hosts_to_give_is_refused_and_nothing_changes() {
+        let world = World::new();
+        let vm = world.protected_vm();
+        let hyp = HYP_START - RAM_START;
+        assert_eq!(donate(&world, vm, 9, 0x100, 1).0, Ok(()));
+        world.ok(HostCall::ShareHyp { pfn: RAM_START + 10, pages: 1 });
+        let before = (world.census(), world.hyp.with_vm(vm, |vm| vm.space.pages));
+        let cases = [
+            ("of the hypervisor", hyp, 0x200, 1, Code::Permission),
+            ("last before the hypervisor and on", hyp - 1, 0x200, 2, Code::Invalid),
+            ("from RAM's start over the hypervisor", 0, 0x200, 0x800, Code::Invalid),
+            ("of the guest already", 9, 0x200, 1, Code::Permission),
+            ("shared", 10, 0x200, 1, Code::Permission),
+            ("no-map", 0x800, 0x200, 1, Code::Permission),
+            ("into the no-map range", 0x7ff, 0x200, 2, Code::Invalid),
+            ("behind RAM", RAM_PAGES, 0x200, 1, Code::Permission),
+            ("over the end of RAM", RAM_PAGES - 1, 0x200, 2, Code::Invalid),
+            ("at a taken guest page", 20, 0x100, 1, Code::Permission),
+            ("beyond the guest's space", 20, 1 << 28, 1, Code::Range),
+            ("over the end of the guest's space", 20, (1 << 28) - 1, 2, Code::Range),
+            ("none", 20, 0x200, 0, Code::Invalid),
+            ("2^52 pages", 20, 0x200, 1 << 52, Code::Invalid),
+            ("all pages", 20, 0x200, u64::MAX, Code::Invalid),
+            ("an absurd guest page", 20, u64::MAX, 1, Code::Invalid),
+        ];
+        for (what, page, gfn, pages, error) in cases {
+            assert_eq!(donate(&world, vm, page, gfn, pages), (Err(error), 0), "{what}");
+            assert_eq!((world.census(), world.hyp.with_vm(vm, |vm| vm.space.pages)), before, "{what}");
+            world.check();
+        }
+    }
+
+    #[test]
+    fn a_guest_without_table_pages_asks_for_them_and_nothing_changes() {
+        let world = World::new();
+        let vm = world.vm(PROTECTED, 0x1000, 0);
+        let before = world.census();
+        let result = world.call(HostCall::DonateGuest { vm, pfn: RAM_START, gfn: 0, pages: 1 });
+        assert_eq!(result.outcome, Err(Code::NoMemory));
+        assert_eq!(result.values[..2], [2, Pool::Vm as u64]);
+        assert_eq!(world.census(), before);
+        world.ok(HostCall::VmTopUp { vm, pfn: RAM_START + 0x1002, pages: 2 });
+        assert_eq!(donate(&world, vm, 0, 0, 1), (Ok(()), 1));
+        world.check();
+    }
+
+    #[test]
+    fn a_host_without_table_pages_asks_for_them_and_a_top_up_helps() {
+        // Root (2 pages and what aligns it), EL2's tables and the first splits leave little more than the reserve.
+        let mut world = None;
+        for pool in 8..0x40 {
+            let machine = crate::testing::TestMachine::new();
+            let setup = crate::testing::setup(&machine, pool);
+            if let Ok(hyp) = crate::Hypervisor::new(machine, &setup) {
+                world = Some(World { hyp });
+                break;
+            }
+        }
+        let world = world.expect("some pool suffices");
+        assert_eq!(world.hyp.host.lock().pool.free(), TOPUP_RESERVE);
+        let root = RAM_START + 0x1400;
+        let flags = PROTECTED;
+        let result = world.call(HostCall::VmCreate { flags, root });
+        assert_eq!(result.outcome, Err(Code::NoMemory));
+        assert_eq!(result.values[1], Pool::Tables as u64);
+        let small = world.call(HostCall::PoolTopUp { pool: Pool::Tables, pfn: RAM_START + 0xc00, pages: 1 });
+        assert_eq!(small.outcome, Err(Code::NoMemory), "it would eat up the reserve");
+        let pages = 0x10;
+        world.ok(HostCall::PoolTopUp { pool: Pool::Tables, pfn: RAM_START + 0xc00, pages });
+        world.ok(HostCall::VmCreate { flags, root });
+        world.check();
+        assert_eq!(world.host_state(0xc00), Some(HostState::NoPage));
+    }
+
+    #[test]
+    fn pages_given_to_the_hypervisor_are_mapped_there_and_nowhere_else() {
+        let world = World::new();
+        world.load_all();
+        world.ok(HostCall::PoolTopUp { pool: Pool::Tables, pfn: RAM_START + 0xc00, pages: 3 });
+        world.check();
+        for page in 0xc00..0xc03 {
+            assert!(!world.host_reads(page));
+        }
+        assert!(world.host_reads(0xc03));
+        assert!(world.hyp.audit(crate::addr::Vpn::new(crate::testing::PRIVATE).unwrap()).is_ok());
+    }
+}

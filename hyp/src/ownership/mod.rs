@@ -1,0 +1,150 @@
+//! Who owns every page, and how that changes.
+//!
+//! | file | transitions |
+//! |---|---|
+//! | [`donate`] | host to hypervisor and back, host to guest |
+//! | [`share`] | host with hypervisor, host with a non-protected guest, pins |
+//! | [`guest`] | what a guest does with its own pages: share, unshare, relinquish, enrol a device |
+//! | [`reclaim`] | from a dying guest, and from all of them before the machine goes down |
+//! | [`query`] | what the tables say, without changing it |
+//!
+//! Every transition has three phases. *Check*: the entries of all parties are in the state that the
+//! transition starts from, and the whole range is one that could be. *Reserve*: the pools hold the tables that splitting will take. *Commit*: it cannot
+//! fail; access is taken away, with all TLB maintenance, before it is given (I5, I6).
+//!
+//! A transition takes `&mut` of each component that it changes; only a lock's guard gives that, so a missing
+//! lock does not compile. Order of the locks: VM table, [`Host`], [`HypSpace`], a guest, records.
+
+pub mod donate;
+pub mod guest;
+pub mod query;
+pub mod reclaim;
+pub mod share;
+
+use crate::addr::{Frame, Gfn, Pages, Pfn};
+use crate::memory::MemoryError;
+use crate::pgtable::hyp_stage1::HypStage1;
+use crate::pgtable::stage2::{Entry, Owner, Sharing, Stage2};
+use crate::pgtable::{REGION_PAGES, Table};
+use crate::pool::{Lacking, PagePool};
+use share::Pins;
+
+/// Table pages that only a top-up may take: a donated page may need two tables for its split at the host and
+/// three for its mapping at EL2 (levels 1 to 3), before it can serve as a table itself.
+pub const TOPUP_RESERVE: u64 = 5;
+
+/// The host as a component: its stage-2, and the pool that pays for it and for EL2's own tables.
+#[derive(Debug)]
+pub struct Host {
+    pub(crate) table: Table<Stage2>,
+    pub(crate) pool: PagePool,
+}
+
+/// The hypervisor as a component: its stage-1, and what it has pinned.
+#[derive(Debug)]
+pub struct HypSpace {
+    pub(crate) table: Table<HypStage1>,
+    pub(crate) pins: Pins,
+}
+
+/// Why a transition was refused. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// The page numbers are empty, overflow or straddle memory regions.
+    BadRange,
+    /// The pages are no memory that may change hands.
+    NotMemory,
+    /// The guest pages are beyond the guest's address space.
+    BeyondGuest,
+    /// The host does not hold the page in the state that the transition starts from.
+    HostState(Pfn),
+    /// The hypervisor does not.
+    HypState(Pfn),
+    /// The guest does not.
+    GuestState(Gfn),
+    /// Nothing is mapped at the guest page.
+    Missing(Gfn),
+    /// The guest page was taken by force.
+    Poisoned(Gfn),
+    /// The hypervisor has pinned the page.
+    Pinned(Pfn),
+    /// The transition is not for this kind of VM, or not at this time of its life.
+    WrongVm,
+    /// No such VM.
+    NoVm,
+    /// Too many distinct pages are pinned.
+    TooManyPins,
+    /// Table pages are lacking.
+    Lacking(Lacking),
+}
+
+impl From<Lacking> for Error {
+    fn from(lacking: Lacking) -> Self {
+        Self::Lacking(lacking)
+    }
+}
+
+impl From<MemoryError> for Error {
+    fn from(error: MemoryError) -> Self {
+        match error {
+            MemoryError::BadRange => Self::BadRange,
+            MemoryError::NotMemory => Self::NotMemory,
+        }
+    }
+}
+
+/// How far a range call came: pages done in whole chunks, and why it stopped, if not at the end of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Pages done.
+    pub done: u64,
+    /// Why not more.
+    pub outcome: Result<(), Error>,
+}
+
+impl From<Result<u64, Error>> for Progress {
+    fn from(result: Result<u64, Error>) -> Self {
+        match result {
+            Ok(done) => Self { done, outcome: Ok(()) },
+            Err(error) => Self { done: 0, outcome: Err(error) },
+        }
+    }
+}
+
+/// Cuts two runs of equal length to the first chunk: what lies within one last-level table on both sides.
+fn chunk<A: Frame, B: Frame>(a: Pages<A>, b: Pages<B>) -> (Pages<A>, Pages<B>) {
+    let rest = |start: u64| REGION_PAGES - start % REGION_PAGES;
+    let count = rest(a.start().as_u64()).min(rest(b.start().as_u64()));
+    (a.truncated(count), b.truncated(count))
+}
+
+/// The pages of the host's address space that show these physical pages: the same numbers.
+fn identity(pages: Pages<Pfn>) -> Pages<Gfn> {
+    match Pages::new(pages.start().identity(), pages.count()) {
+        Some(pages) => pages,
+        None => crate::broken("a run of pages lost its end"),
+    }
+}
+
+impl Host {
+    /// Checks that the host holds all pages of a chunk in one state of sharing.
+    fn check<M: crate::machine::Machine>(
+        &self,
+        machine: &M,
+        pages: Pages<Pfn>,
+        sharing: Sharing,
+    ) -> Result<(), Error> {
+        self.table.try_for_each(machine, identity(pages), |run| match run.entry {
+            Entry::Page(page) if page.sharing == sharing => Ok(()),
+            _ => Err(Error::HostState(physical(run.pages.start()))),
+        })
+    }
+}
+
+/// The physical page behind a page of the host's address space.
+fn physical(gfn: Gfn) -> Pfn {
+    match Pfn::new(gfn.as_u64()) {
+        Some(pfn) => pfn,
+        None => crate::broken("a page number left its space"),
+    }
+}

@@ -1,0 +1,229 @@
+//! Reading the tables: what the host may access, who owns a page, a census, and the audit at boot.
+
+use super::guest::GuestSpace;
+use super::{Error, Host, HypSpace, Owner, identity};
+use crate::addr::{Frame, Gfn, Pages, Vpn};
+use crate::machine::Machine;
+use crate::memory::MemoryMap;
+use crate::pgtable::hyp_stage1::{Mapped, Rights};
+use crate::pgtable::stage2::{Entry, Sharing};
+use abi::HostState;
+use abi::exit::Access;
+
+/// What a guest's table says of a page, as far as an abort of the guest cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestPage {
+    /// Nothing: the host may give memory.
+    Missing,
+    /// Memory, with the access that the guest wanted or not.
+    Present,
+    /// Taken by force.
+    Poisoned,
+    /// Enrolled as a device.
+    Device,
+}
+
+/// What becomes of a stage-2 abort of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AbortAnswer {
+    /// The access is allowed by now: try it again.
+    Retry,
+    /// It is not allowed: tell the host so.
+    Inject,
+}
+
+/// Pages of memory by owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// The host owns them alone.
+    pub host: u64,
+    /// The host owns them and lends them.
+    pub host_shared: u64,
+    /// The hypervisor owns them.
+    pub hyp: u64,
+    /// Guests own them alone.
+    pub guest: u64,
+    /// Guests own them and share them with the host.
+    pub guest_shared: u64,
+}
+
+impl Census {
+    /// All pages that were counted.
+    pub fn total(&self) -> u64 {
+        [self.host, self.host_shared, self.hyp, self.guest, self.guest_shared].iter().sum()
+    }
+}
+
+/// What breaks the rule that EL2 maps only what is its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuditError {
+    /// EL2 maps memory that the hypervisor does not own.
+    NotOwned(Vpn, Mapped),
+    /// EL2 maps as a device what is memory.
+    DeviceInMemory(Vpn, Mapped),
+    /// EL2 can reach nothing: the tables cannot be right.
+    Empty,
+}
+
+/// What the host may do with a page, memory or not.
+pub fn host_state(entry: Option<Entry>) -> HostState {
+    match entry {
+        Some(Entry::Page(page)) => match page.sharing {
+            Sharing::Owned => HostState::Owned,
+            Sharing::Shared | Sharing::SharedWithHyp => HostState::SharedOwned,
+            Sharing::Borrowed => HostState::SharedBorrowed,
+        },
+        _ => HostState::NoPage,
+    }
+}
+
+impl Host {
+    /// Decides a stage-2 abort of the host, under the lock: an entry that another CPU was replacing is whole
+    /// again by now.
+    pub fn abort<M: Machine>(&self, machine: &M, gfn: Gfn, access: Access) -> AbortAnswer {
+        let allowed = match self.table.entry(machine, gfn) {
+            Some(Entry::Page(page)) => match access {
+                Access::Read => true,
+                Access::Write => page.permissions.write,
+                Access::Execute => page.permissions.execute,
+            },
+            _ => false,
+        };
+        if allowed { AbortAnswer::Retry } else { AbortAnswer::Inject }
+    }
+
+    /// Counts all memory by owner, from the host's table, entry by entry: blocks count at once.
+    pub fn census<M: Machine>(&self, machine: &M, memory: &MemoryMap) -> Census {
+        let mut census = Census::default();
+        for region in memory.regions() {
+            let _ = self.table.try_for_each(machine, identity(*region), |run| {
+                let counter = match run.entry {
+                    Entry::Page(page) => match page.sharing {
+                        Sharing::Owned => Some(&mut census.host),
+                        Sharing::Shared | Sharing::SharedWithHyp => Some(&mut census.host_shared),
+                        Sharing::Borrowed => Some(&mut census.guest_shared),
+                    },
+                    Entry::Owned(Owner::Hyp) => Some(&mut census.hyp),
+                    Entry::Owned(Owner::Guest { .. }) => Some(&mut census.guest),
+                    _ => None,
+                };
+                if let Some(counter) = counter {
+                    *counter = counter.saturating_add(run.pages.count());
+                }
+                Ok::<(), Error>(())
+            });
+        }
+        census
+    }
+}
+
+impl GuestSpace {
+    /// What the guest's table says of a page; nothing beyond the address space.
+    pub fn page<M: Machine>(&self, machine: &M, gfn: Gfn) -> GuestPage {
+        match self.table.entry(machine, gfn) {
+            Some(Entry::Page(_) | Entry::Locked) => GuestPage::Present,
+            Some(Entry::Poisoned) => GuestPage::Poisoned,
+            Some(Entry::Device) => GuestPage::Device,
+            _ => GuestPage::Missing,
+        }
+    }
+
+    /// Whether the guest shares all these pages with the host.
+    pub fn all_shared<M: Machine>(&self, machine: &M, gfns: Pages<Gfn>) -> bool {
+        self.try_for_each_piece(machine, gfns, |piece| match piece.sharing {
+            Sharing::Shared => Ok(()),
+            _ => Err(Error::GuestState(piece.gfns.start())),
+        })
+        .is_ok()
+    }
+}
+
+impl HypSpace {
+    /// Walks all that EL2 can reach and proves that it is the hypervisor's own memory, or a device; that the
+    /// host cannot reach that memory; and that nothing is writable and executable (which [`Rights`] cannot
+    /// even say). Pages from `private` on are exempt: fixmap slots, whose tables `arch/` keeps. Returns the
+    /// number of pages.
+    pub fn audit<M: Machine>(
+        &self,
+        machine: &M,
+        host: &Host,
+        memory: &MemoryMap,
+        private: Vpn,
+    ) -> Result<u64, AuditError> {
+        let mut pages = 0u64;
+        let everything = Vpn::new(0).and_then(|first| Pages::new(first, private.as_u64()));
+        let Some(everything) = everything else { return Err(AuditError::Empty) };
+        self.table.try_for_each(machine, everything, |run| {
+            let Some(mapped) = run.entry else { return Ok(()) };
+            pages = pages.saturating_add(run.pages.count());
+            for offset in 0..run.pages.count() {
+                let Some(pfn) = mapped.pfn.checked_add(offset) else { continue };
+                let is_memory = memory.contains(pfn);
+                let owner = host.table.entry(machine, pfn.identity());
+                match (mapped.rights == Rights::Device, is_memory) {
+                    (true, true) => return Err(AuditError::DeviceInMemory(run.pages.start(), mapped)),
+                    (true, false) => {}
+                    (false, _) if owner == Some(Entry::Owned(Owner::Hyp)) => {}
+                    (false, _) => return Err(AuditError::NotOwned(run.pages.start(), mapped)),
+                }
+            }
+            Ok(())
+        })?;
+        if pages == 0 { Err(AuditError::Empty) } else { Ok(pages) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{HYP_START, PRIVATE, RAM_PAGES, RAM_START, World};
+    use abi::host::HostCall;
+
+
+    #[test]
+    fn at_boot_the_host_reaches_everything_but_the_hypervisor_and_what_is_withheld() {
+        let world = World::new();
+        let leaves = world.sim().leaves_stage2(world.host());
+        let reaches = |page: u64| leaves.iter().any(|leaf| (leaf.ipa..leaf.ipa + leaf.size).contains(&(page << 12)));
+        for page in (0..RAM_PAGES).map(|page| RAM_START + page) {
+            let own = (HYP_START..HYP_START + crate::testing::HYP_PAGES).contains(&page);
+            assert_eq!(reaches(page), !own, "{page:#x}");
+        }
+        assert!(!reaches(0x9020) && reaches(0x9021) && reaches((1 << 28) - 1));
+        for leaf in &leaves {
+            assert_eq!(leaf.ipa, leaf.pa, "an identity map");
+            let ram = leaf.ipa >> 12 >= RAM_START && leaf.ipa >> 12 < RAM_START + RAM_PAGES;
+            let no_map = (0x800..0x802).contains(&((leaf.ipa >> 12).wrapping_sub(RAM_START)));
+            assert_eq!(leaf.execute, ram && !no_map, "{leaf:?}");
+        }
+        assert_eq!(world.hyp.audit(Vpn::new(PRIVATE).unwrap()), Ok(crate::testing::HYP_PAGES + 1));
+    }
+
+    #[test]
+    fn the_census_counts_every_page_of_memory_once() {
+        let world = World::new();
+        let vm = world.protected_vm();
+        world.ok(HostCall::DonateGuest { vm, pfn: RAM_START, gfn: 0, pages: 3 });
+        world.hyp.guest_share_host(vm, Pages::from_raw(1, 1).unwrap());
+        world.ok(HostCall::ShareHyp { pfn: RAM_START + 9, pages: 2 });
+        let census = world.census();
+        assert_eq!(census.total(), RAM_PAGES - 2, "all RAM but the no-map pages");
+        assert_eq!((census.guest, census.guest_shared, census.host_shared), (2, 1, 2));
+        assert_eq!(census.hyp, crate::testing::HYP_PAGES + 18);
+    }
+
+    #[test]
+    fn an_abort_is_injected_only_if_the_access_is_still_not_allowed() {
+        let world = World::new();
+        let vm = world.protected_vm();
+        world.ok(HostCall::DonateGuest { vm, pfn: RAM_START, gfn: 0, pages: 1 });
+        let abort = |page, access| world.hyp.host_abort(Gfn::new(page).unwrap(), access);
+        assert_eq!(abort(RAM_START, Access::Read), AbortAnswer::Inject);
+        assert_eq!(abort(HYP_START, Access::Write), AbortAnswer::Inject);
+        assert_eq!(abort(RAM_START + 1, Access::Execute), AbortAnswer::Retry);
+        assert_eq!(abort(0x9000, Access::Write), AbortAnswer::Retry);
+        assert_eq!(abort(0x9000, Access::Execute), AbortAnswer::Inject);
+        assert_eq!(abort(0x9020, Access::Read), AbortAnswer::Inject);
+        assert_eq!(abort((1 << 36) - 1, Access::Read), AbortAnswer::Inject);
+    }
+}

@@ -1,0 +1,293 @@
+//! What the host lends: to the hypervisor, and to guests that are not protected.
+//!
+//! A page shared with the hypervisor is not mapped at EL2 until it is pinned, so that a share costs one word;
+//! pins are few and live in a list that costs nothing when unused (I7).
+//!
+//! Sources of the rules: Linux 7.2 `__pkvm_host_share_hyp`, `hyp_pin_shared_mem`, `__pkvm_host_share_guest`
+//! and their inverses. A page is lent to one guest at a time here.
+
+use super::donate::{block_congruent, hyp_view};
+use super::guest::GuestSpace;
+use super::{Error, Host, HypSpace, TOPUP_RESERVE, chunk, identity};
+use crate::addr::{Gfn, Pages, Pfn};
+use crate::machine::Machine;
+use crate::memory::MemoryMap;
+use crate::pgtable::stage2::{Entry, Sharing};
+use abi::page::{Permissions, Pool};
+use arrayvec::ArrayVec;
+
+/// Distinct pages that can be pinned at a time.
+pub const MAX_PINNED: usize = 64;
+
+/// Pages that the hypervisor holds on to, each with the number of its holds.
+#[derive(Debug, Default)]
+pub struct Pins {
+    pages: ArrayVec<(Pfn, u32), MAX_PINNED>,
+}
+
+impl Pins {
+    /// Number of holds on a page.
+    pub fn count(&self, page: Pfn) -> u32 {
+        self.pages.iter().find(|(pinned, _)| *pinned == page).map_or(0, |(_, count)| *count)
+    }
+}
+
+/// Lends a chunk to the hypervisor. Returns the number of pages.
+///
+/// # Errors
+/// The host does not own all of them alone, or table pages are lacking.
+pub fn host_with_hyp<M: Machine>(
+    machine: &M,
+    memory: &MemoryMap,
+    host: &mut Host,
+    hyp: &mut HypSpace,
+    pages: Pages<Pfn>,
+) -> Result<u64, Error> {
+    memory.check(pages)?;
+    let (pages, _) = chunk(pages, pages);
+    host.check(machine, pages, Sharing::Owned)?;
+    hyp.check_unmapped(machine, pages)?;
+    host.reserve(machine, pages)?;
+    host.give(machine, pages, Sharing::SharedWithHyp);
+    Ok(pages.count())
+}
+
+/// Takes a chunk back from the hypervisor. Returns the number of pages.
+///
+/// # Errors
+/// The pages are not all lent to the hypervisor, or it has pinned one.
+pub fn host_unshare_hyp<M: Machine>(
+    machine: &M,
+    memory: &MemoryMap,
+    host: &mut Host,
+    hyp: &mut HypSpace,
+    pages: Pages<Pfn>,
+) -> Result<u64, Error> {
+    memory.check(pages)?;
+    let (pages, _) = chunk(pages, pages);
+    host.check(machine, pages, Sharing::SharedWithHyp)?;
+    if let Some((page, _)) = hyp.pins.pages.iter().find(|(page, _)| pages.contains(*page)) {
+        return Err(Error::Pinned(*page));
+    }
+    host.reserve(machine, pages)?;
+    host.give(machine, pages, Sharing::Owned);
+    Ok(pages.count())
+}
+
+/// Holds on to a page that is shared with the hypervisor: it is mapped at EL2 and cannot be unshared.
+///
+/// # Errors
+/// The page is not shared with the hypervisor, too many are pinned, or table pages are lacking.
+pub fn pin<M: Machine>(
+    machine: &M,
+    memory: &MemoryMap,
+    host: &mut Host,
+    hyp: &mut HypSpace,
+    page: Pfn,
+) -> Result<(), Error> {
+    let pages = Pages::one(page);
+    memory.check(pages)?;
+    host.check(machine, pages, Sharing::SharedWithHyp)?;
+    if let Some((_, count)) = hyp.pins.pages.iter_mut().find(|(pinned, _)| *pinned == page) {
+        *count = count.checked_add(1).ok_or(Error::TooManyPins)?;
+        return Ok(());
+    }
+    let tables = hyp.table.tables_needed(machine, hyp_view(pages));
+    host.pool.check(Pool::Tables, tables, TOPUP_RESERVE)?;
+    hyp.pins.pages.try_push((page, 1)).map_err(|_| Error::TooManyPins)?;
+    hyp.map(machine, host, pages);
+    Ok(())
+}
+
+/// Lets go of a page; at the last hold it is unmapped from EL2.
+///
+/// # Errors
+/// The page is not pinned.
+pub fn unpin<M: Machine>(
+    machine: &M,
+    host: &mut Host,
+    hyp: &mut HypSpace,
+    page: Pfn,
+) -> Result<(), Error> {
+    let position = hyp.pins.pages.iter().position(|(pinned, _)| *pinned == page);
+    let at = position.ok_or(Error::HypState(page))?;
+    if let Some((_, count)) = hyp.pins.pages.get_mut(at) {
+        *count = count.saturating_sub(1);
+        if *count > 0 {
+            return Ok(());
+        }
+    }
+    hyp.pins.pages.swap_remove(at);
+    hyp.unmap(machine, host, Pages::one(page));
+    Ok(())
+}
+
+/// Lends a chunk to a guest that is not protected, which sees it at `gfns`. Returns the number of pages.
+///
+/// # Errors
+/// The host does not own all of them alone, the guest has something there already, or table pages are
+/// lacking in the host's pool or the VM's.
+pub fn host_with_guest<M: Machine>(
+    machine: &M,
+    memory: &MemoryMap,
+    host: &mut Host,
+    guest: &mut GuestSpace,
+    pfns: Pages<Pfn>,
+    gfns: Pages<Gfn>,
+    permissions: Permissions,
+) -> Result<u64, Error> {
+    memory.check(pfns)?;
+    guest.check_span(gfns)?;
+    let (pfns, gfns) = chunk(pfns, gfns);
+    host.check(machine, pfns, Sharing::Owned)?;
+    guest.check_empty(machine, gfns)?;
+    host.reserve(machine, pfns)?;
+    guest.reserve(machine, gfns, block_congruent(pfns, gfns))?;
+    host.give(machine, pfns, Sharing::Shared);
+    machine.invalidate_icache();
+    guest.give(machine, gfns, pfns, Sharing::Borrowed, permissions);
+    Ok(pfns.count())
+}
+
+/// Takes a chunk back from a guest that is not protected. Returns the number of pages.
+///
+/// # Errors
+/// A page is not there or not lent, or table pages are lacking.
+pub fn host_unshare_guest<M: Machine>(
+    machine: &M,
+    host: &mut Host,
+    guest: &mut GuestSpace,
+    gfns: Pages<Gfn>,
+) -> Result<u64, Error> {
+    guest.check_span(gfns)?;
+    let (gfns, _) = chunk(gfns, gfns);
+    // Check and reserve.
+    let mut tables = 0u64;
+    guest.try_for_each_piece(machine, gfns, |piece| {
+        if piece.sharing != Sharing::Borrowed {
+            return Err(Error::GuestState(piece.gfns.start()));
+        }
+        host.table.try_for_each(machine, identity(piece.pfns), |run| match run.entry {
+            Entry::Page(page) if page.sharing == Sharing::Shared => Ok(()),
+            _ => Err(Error::HostState(super::physical(run.pages.start()))),
+        })?;
+        tables = tables.saturating_add(host.table.tables_needed(machine, identity(piece.pfns)));
+        Ok(())
+    })?;
+    host.pool.check(Pool::Tables, tables, TOPUP_RESERVE)?;
+    guest.reserve(machine, gfns, true)?;
+    // Commit: the guest loses the pages before they are the host's alone.
+    guest.take_pieces(machine, gfns, |piece| host.give(machine, piece.pfns, Sharing::Owned));
+    Ok(gfns.count())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{PROTECTED, RAM_START, World};
+    use abi::host::HostCall;
+    use abi::{Error as Code, HostState, VmFlags};
+
+
+    const PFN: u64 = RAM_START + 7;
+
+    #[test]
+    fn a_shared_page_stays_readable_to_the_host_and_comes_back() {
+        let world = World::new();
+        let before = world.census();
+        world.ok(HostCall::ShareHyp { pfn: PFN, pages: 2 });
+        assert_eq!(world.host_state(7), Some(HostState::SharedOwned));
+        assert_eq!(world.call(HostCall::ShareHyp { pfn: PFN, pages: 1 }).outcome, Err(Code::Permission));
+        assert!(world.host_reads(7));
+        world.ok(HostCall::UnshareHyp { pfn: PFN, pages: 2 });
+        assert_eq!(world.call(HostCall::UnshareHyp { pfn: PFN, pages: 1 }).outcome, Err(Code::Permission));
+        assert_eq!(world.census(), before);
+        world.check();
+    }
+
+    #[test]
+    fn unshare_of_a_pinned_page_is_refused() {
+        let world = World::new();
+        let page = Pfn::new(PFN).unwrap();
+        assert_eq!(world.hyp.pin(page), Err(Error::HostState(page)), "not shared");
+        world.ok(HostCall::ShareHyp { pfn: PFN, pages: 1 });
+        assert_eq!((world.hyp.pin(page), world.hyp.pin(page)), (Ok(()), Ok(())));
+        for _ in 0..2 {
+            assert_eq!(world.call(HostCall::UnshareHyp { pfn: PFN, pages: 1 }).outcome, Err(Code::Busy));
+            assert_eq!(world.hyp.unpin(page), Ok(()));
+        }
+        assert_eq!(world.hyp.unpin(page), Err(Error::HypState(page)));
+        world.ok(HostCall::UnshareHyp { pfn: PFN, pages: 1 });
+        world.check();
+    }
+
+    #[test]
+    fn a_page_is_mapped_at_el2_while_it_is_pinned_and_not_longer() {
+        let world = World::new();
+        let page = Pfn::new(PFN).unwrap();
+        let mapped = || world.hyp.hyp.lock().table.entry(world.hyp.machine(), page.identity_va()).flatten().is_some();
+        world.ok(HostCall::ShareHyp { pfn: PFN, pages: 1 });
+        assert!(!mapped());
+        world.hyp.pin(page).unwrap();
+        assert!(mapped());
+        world.hyp.unpin(page).unwrap();
+        assert!(!mapped());
+        world.check();
+    }
+
+    #[test]
+    fn pins_beyond_the_list_are_refused_and_none_is_lost() {
+        let world = World::new();
+        world.ok(HostCall::ShareHyp { pfn: RAM_START, pages: 0x100 });
+        for offset in 0..MAX_PINNED as u64 {
+            world.hyp.pin(Pfn::new(RAM_START + offset).unwrap()).unwrap();
+        }
+        let one_more = Pfn::new(RAM_START + MAX_PINNED as u64).unwrap();
+        assert_eq!(world.hyp.pin(one_more), Err(Error::TooManyPins));
+        assert_eq!(world.hyp.unpin(one_more), Err(Error::HypState(one_more)));
+        for offset in 0..MAX_PINNED as u64 {
+            world.hyp.unpin(Pfn::new(RAM_START + offset).unwrap()).unwrap();
+        }
+        world.ok(HostCall::UnshareHyp { pfn: RAM_START, pages: 0x100 });
+        world.check();
+    }
+
+    #[test]
+    fn a_page_lent_to_a_guest_keeps_to_its_permissions_and_comes_back() {
+        let world = World::new();
+        let vm = world.vm(VmFlags::default(), 0x1000, 8);
+        let before = world.census();
+        let permissions = Permissions { write: false, execute: true };
+        world.ok(HostCall::ShareGuest { vm, pfn: PFN, gfn: 3, pages: 1, permissions });
+        assert_eq!(world.guest_reads(vm, 3), Some(7));
+        let write = world.sim().access_stage2(0, world.guest(vm), 3 << 12, sim::Access::Write);
+        assert!(write.is_err());
+        assert!(world.host_reads(7));
+        let unshare_hyp = world.call(HostCall::UnshareHyp { pfn: PFN, pages: 1 });
+        assert_eq!(unshare_hyp.outcome, Err(Code::Permission), "it is not lent to the hypervisor");
+        world.ok(HostCall::UnshareGuest { vm, gfn: 3, pages: 1 });
+        assert_eq!(world.guest_reads(vm, 3), None);
+        assert_eq!(world.census(), before);
+        world.check();
+    }
+
+    #[test]
+    fn calls_for_the_other_kind_of_vm_are_refused() {
+        let world = World::new();
+        let protected = world.protected_vm();
+        let open = world.vm(VmFlags::default(), 0x1100, 8);
+        let permissions = Permissions::ALL;
+        let calls = [
+            HostCall::ShareGuest { vm: protected, pfn: PFN, gfn: 0, pages: 1, permissions },
+            HostCall::UnshareGuest { vm: protected, gfn: 0, pages: 1 },
+            HostCall::DonateGuest { vm: open, pfn: PFN, gfn: 0, pages: 1 },
+            HostCall::ReclaimGuest { vm: open, gfn: 0, pages: 1 },
+            HostCall::ReclaimGuest { vm: protected, gfn: 0, pages: 1 },
+        ];
+        for call in calls {
+            assert_eq!(world.call(call).outcome, Err(Code::Permission), "{call:?}");
+        }
+        assert!(PROTECTED.protected);
+        world.check();
+    }
+}

@@ -1,0 +1,315 @@
+//! Stage-2 leaves: what the host's and the guests' tables say of a page.
+//!
+//! The truth about ownership stands here and nowhere else. A valid leaf gives access and carries in its
+//! software bits whether the page is lent or borrowed; an invalid leaf is an annotation: who owns the page
+//! instead.
+//!
+//! ```text
+//! valid    63     59 58  57 56 55 54 53 52 51   48 47            12 11 10 9  8 7    6 5     2 1 0
+//!         | ignored | 0    | SW  | XN    |0 | res0 | output address |0 |AF| SH | S2AP | MemAttr | type |
+//! invalid  63                   36 35              12 11          4 3    1 0
+//!         | frame in owner's space | generation      | VM slot     | kind |0|
+//! ```
+//! (Arm ARM DDI 0487, D8.3: VMSAv8-64 stage 2 block and page descriptors; bits 58:55 are for software.)
+
+use super::{Level, OUTPUT_ADDRESS, Regime, VALID, leaf_type, output};
+use crate::addr::{Frame, Gfn, PAGE_SHIFT, Pages, Pfn};
+use crate::machine::{Machine, Stage2Id};
+use abi::VmHandle;
+use abi::page::Permissions;
+
+const ATTRIBUTES_SHIFT: u32 = 2;
+/// Normal memory, inner and outer write-back, so that stage 1 decides (DDI 0487, D8.6, without FEAT_S2FWB).
+const ATTRIBUTES_NORMAL: u64 = 0b1111 << ATTRIBUTES_SHIFT;
+/// The same with FEAT_S2FWB: take the type of stage 1.
+const ATTRIBUTES_FWB_STAGE1: u64 = 0b0111 << ATTRIBUTES_SHIFT;
+/// With FEAT_S2FWB: force normal write-back.
+const ATTRIBUTES_FWB_NORMAL: u64 = 0b0110 << ATTRIBUTES_SHIFT;
+const READ: u64 = 1 << 6;
+const WRITE: u64 = 1 << 7;
+const INNER_SHAREABLE: u64 = 0b11 << 8;
+const ACCESSED: u64 = 1 << 10;
+const EXECUTE_NEVER: u64 = 1 << 54;
+const SHARING_SHIFT: u32 = 55;
+const SHARING: u64 = 0b11 << SHARING_SHIFT;
+
+const KIND_SHIFT: u32 = 1;
+const KIND: u64 = 0b111 << KIND_SHIFT;
+const KIND_EMPTY: u64 = 0 << KIND_SHIFT;
+const KIND_HYP: u64 = 1 << KIND_SHIFT;
+const KIND_GUEST: u64 = 2 << KIND_SHIFT;
+const KIND_POISONED: u64 = 3 << KIND_SHIFT;
+const KIND_LOCKED: u64 = 4 << KIND_SHIFT;
+const KIND_DEVICE: u64 = 5 << KIND_SHIFT;
+const KIND_WITHHELD: u64 = 6 << KIND_SHIFT;
+const HANDLE_SHIFT: u32 = 4;
+const HANDLE: u64 = 0xffff_ffff << HANDLE_SHIFT;
+const FRAME_SHIFT: u32 = 36;
+
+/// Who owns a page that this table does not give access to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The hypervisor.
+    Hyp,
+    /// A guest, at this page of its space.
+    Guest {
+        /// The VM.
+        vm: VmHandle,
+        /// Its page.
+        gfn: Gfn,
+    },
+}
+
+/// Whether a page that one can access is lent or borrowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// It is this side's alone.
+    Owned,
+    /// It is this side's, and lent: the host's to a guest, or a guest's to the host.
+    Shared,
+    /// It is the other side's.
+    Borrowed,
+    /// It is the host's, and lent to the hypervisor.
+    SharedWithHyp,
+}
+
+/// A page that one can access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// The physical page.
+    pub pfn: Pfn,
+    /// Whose it is.
+    pub sharing: Sharing,
+    /// What may be done besides reading.
+    pub permissions: Permissions,
+}
+
+/// What a stage-2 table says of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Nothing.
+    Empty,
+    /// Access.
+    Page(Page),
+    /// Another owns it (host's table only).
+    Owned(Owner),
+    /// It was taken by force (guests' tables only).
+    Poisoned,
+    /// The guest enrolled it as a device (guests' tables only).
+    Device,
+    /// Nobody may access it: not memory, and too dangerous a device (host's table only).
+    Withheld,
+    /// A break-before-make is under way, or the word makes no sense: either way no access and no transition.
+    Locked,
+}
+
+impl Entry {
+    /// The page, if this side owns it alone.
+    pub fn owned(self) -> Option<Page> {
+        match self {
+            Self::Page(page) if page.sharing == Sharing::Owned => Some(page),
+            _ => None,
+        }
+    }
+
+    /// The page in a given state of sharing.
+    pub fn with_sharing(self, sharing: Sharing) -> Option<Page> {
+        match self {
+            Self::Page(page) if page.sharing == sharing => Some(page),
+            _ => None,
+        }
+    }
+}
+
+/// Whose table it is; the two differ in the memory type that stage 2 imposes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The host's: its stage 1 decides what is a device.
+    Host,
+    /// A guest's: all its memory is normal write-back.
+    Guest,
+}
+
+/// The stage-2 regime of the host or of one guest.
+#[derive(Clone, Copy, Debug)]
+pub struct Stage2 {
+    /// VMID of its translations.
+    pub vmid: u16,
+    /// FEAT_S2FWB is in use.
+    pub force_write_back: bool,
+    /// Whose it is.
+    pub side: Side,
+}
+
+impl Stage2 {
+    fn attributes(&self) -> u64 {
+        match (self.force_write_back, self.side) {
+            (false, _) => ATTRIBUTES_NORMAL,
+            (true, Side::Host) => ATTRIBUTES_FWB_STAGE1,
+            (true, Side::Guest) => ATTRIBUTES_FWB_NORMAL,
+        }
+    }
+
+    fn encode_page(&self, page: Page, level: Level) -> u64 {
+        let sharing: u64 = match page.sharing {
+            Sharing::Owned => 0,
+            Sharing::Shared => 1,
+            Sharing::Borrowed => 2,
+            Sharing::SharedWithHyp => 3,
+        };
+        page.pfn.base().as_u64()
+            | leaf_type(level)
+            | self.attributes()
+            | READ
+            | if page.permissions.write { WRITE } else { 0 }
+            | if page.permissions.execute { 0 } else { EXECUTE_NEVER }
+            | INNER_SHAREABLE
+            | ACCESSED
+            | sharing << SHARING_SHIFT
+    }
+}
+
+impl Regime for Stage2 {
+    type Input = Gfn;
+    type Entry = Entry;
+
+    const EMPTY: Entry = Entry::Empty;
+    const BLOCKS: bool = true;
+    const SOFTWARE: u64 = SHARING;
+
+    fn encode(&self, entry: Entry, level: Level) -> u64 {
+        match entry {
+            Entry::Page(page) => self.encode_page(page, level),
+            Entry::Owned(Owner::Guest { vm, gfn }) => {
+                KIND_GUEST | vm.to_word() << HANDLE_SHIFT | gfn.as_u64() << FRAME_SHIFT
+            }
+            Entry::Owned(Owner::Hyp) => KIND_HYP,
+            Entry::Empty => KIND_EMPTY,
+            Entry::Poisoned => KIND_POISONED,
+            Entry::Device => KIND_DEVICE,
+            Entry::Withheld => KIND_WITHHELD,
+            Entry::Locked => KIND_LOCKED,
+        }
+    }
+
+    fn decode(&self, word: u64, level: Level) -> Entry {
+        if word & VALID == 0 {
+            return decode_annotation(word);
+        }
+        if word & !OUTPUT_ADDRESS & leaf_type(Level::THREE) != leaf_type(level) {
+            return Entry::Locked;
+        }
+        Entry::Page(Page {
+            pfn: output(word),
+            sharing: match (word & SHARING) >> SHARING_SHIFT {
+                0 => Sharing::Owned,
+                1 => Sharing::Shared,
+                2 => Sharing::Borrowed,
+                _ => Sharing::SharedWithHyp,
+            },
+            permissions: Permissions { write: word & WRITE != 0, execute: word & EXECUTE_NEVER == 0 },
+        })
+    }
+
+    fn advance(&self, entry: Entry, offset: u64) -> Entry {
+        // A sum that leaves the address space can only come from a table that was never written by `encode`.
+        match entry {
+            Entry::Page(page) => match page.pfn.checked_add(offset) {
+                Some(pfn) => Entry::Page(Page { pfn, ..page }),
+                None => Entry::Locked,
+            },
+            Entry::Owned(Owner::Guest { vm, gfn }) => match gfn.checked_add(offset) {
+                Some(gfn) => Entry::Owned(Owner::Guest { vm, gfn }),
+                None => Entry::Locked,
+            },
+            other => other,
+        }
+    }
+
+    fn locked(&self) -> u64 {
+        KIND_LOCKED
+    }
+
+    fn invalidate<M: Machine>(&self, machine: &M, root: Pfn, pages: Pages<Gfn>) {
+        machine.invalidate_stage2(Stage2Id { vmid: self.vmid, root }, pages);
+    }
+}
+
+fn decode_annotation(word: u64) -> Entry {
+    match word & KIND {
+        KIND_EMPTY if word == 0 => Entry::Empty,
+        KIND_HYP => Entry::Owned(Owner::Hyp),
+        KIND_GUEST => {
+            let vm = VmHandle::from_word((word & HANDLE) >> HANDLE_SHIFT);
+            match (vm, Gfn::new(word >> FRAME_SHIFT)) {
+                (Some(vm), Some(gfn)) => Entry::Owned(Owner::Guest { vm, gfn }),
+                _ => Entry::Locked,
+            }
+        }
+        KIND_POISONED => Entry::Poisoned,
+        KIND_DEVICE => Entry::Device,
+        KIND_WITHHELD => Entry::Withheld,
+        _ => Entry::Locked,
+    }
+}
+
+/// Width of a guest's addresses: what an annotation's 28-bit frame number can name.
+pub const GUEST_IPA_BITS: u32 = PAGE_SHIFT + 28;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REGIME: Stage2 = Stage2 { vmid: 1, force_write_back: false, side: Side::Host };
+
+    #[test]
+    fn every_entry_survives_its_descriptor_at_every_leaf_level() {
+        let vm = VmHandle::new(255, VmHandle::GENERATIONS - 1).unwrap();
+        let pfn = Pfn::new(0x12_3450_0000 >> PAGE_SHIFT & !0x3ffff).unwrap();
+        let mut entries = vec![
+            Entry::Empty,
+            Entry::Owned(Owner::Hyp),
+            Entry::Owned(Owner::Guest { vm, gfn: Gfn::new((1 << 28) - 1).unwrap() }),
+            Entry::Poisoned,
+            Entry::Device,
+            Entry::Withheld,
+            Entry::Locked,
+        ];
+        for sharing in [Sharing::Owned, Sharing::Shared, Sharing::Borrowed, Sharing::SharedWithHyp] {
+            for word in 0..4 {
+                let permissions = Permissions::from_word(word).unwrap();
+                entries.push(Entry::Page(Page { pfn, sharing, permissions }));
+            }
+        }
+        for entry in entries {
+            for level in [Level::ONE, Level::TWO, Level::THREE] {
+                let word = REGIME.encode(entry, level);
+                assert_eq!(REGIME.decode(word, level), entry, "{word:#x}");
+                assert!(!super::super::is_table(word, level), "{entry:?} looks like a table");
+            }
+        }
+    }
+
+    #[test]
+    fn only_pages_are_valid_descriptors() {
+        let vm = VmHandle::new(255, VmHandle::GENERATIONS - 1).unwrap();
+        let gfn = Gfn::new((1 << 28) - 1).unwrap();
+        for entry in [Entry::Empty, Entry::Owned(Owner::Guest { vm, gfn }), Entry::Withheld, Entry::Locked] {
+            assert_eq!(REGIME.encode(entry, Level::THREE) & VALID, 0);
+        }
+    }
+
+    #[test]
+    fn a_word_that_makes_no_sense_gives_no_access() {
+        for word in [0b1110, 0b01, KIND_GUEST, 1 << 40] {
+            assert_eq!(REGIME.decode(word, Level::THREE), Entry::Locked, "{word:#x}");
+        }
+    }
+
+    #[test]
+    fn the_pages_of_a_block_annotation_count_on() {
+        let vm = VmHandle::new(1, 1).unwrap();
+        let owned = |gfn| Entry::Owned(Owner::Guest { vm, gfn: Gfn::new(gfn).unwrap() });
+        assert_eq!(REGIME.advance(owned(0x200), 5), owned(0x205));
+    }
+}

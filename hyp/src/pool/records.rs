@@ -1,0 +1,158 @@
+//! VM and vCPU records: a buddy heap over pages that the hypervisor owns.
+//!
+//! This is one of the few places outside `arch/` with unsafe code: it turns raw heap memory into typed
+//! [`Record`]s. The rule that makes it sound: memory enters the heap once, in [`Records::add`], for ever; a
+//! record is the only pointer to its block until [`Records::free`] takes it back.
+
+use super::Lacking;
+use crate::addr::PAGE_SIZE;
+use abi::page::Pool;
+use core::alloc::Layout;
+use core::fmt;
+use core::ops::{Deref, DerefMut};
+use core::ptr::NonNull;
+use spin::Mutex;
+
+/// Largest block: 2^(ORDER-1) bytes. Records are far smaller; this bounds what a top-up may add at once.
+const ORDER: usize = 24;
+
+/// The heap of records, behind its own lock, the last in the lock order.
+pub struct Records {
+    heap: Mutex<buddy_system_allocator::Heap<ORDER>>,
+}
+
+/// A record on the heap. It must go back to the heap that it came from; one that is dropped instead is never
+/// used again, which loses memory but no safety.
+pub struct Record<T> {
+    value: NonNull<T>,
+}
+
+// SAFETY: a record is the unique owner of its value, as a `Box` is; moving it to another CPU moves the value.
+unsafe impl<T: Send> Send for Record<T> {}
+// SAFETY: `&Record<T>` gives only `&T`.
+unsafe impl<T: Sync> Sync for Record<T> {}
+
+impl Records {
+    /// A heap without memory.
+    pub const fn new() -> Self {
+        Self { heap: Mutex::new(buddy_system_allocator::Heap::empty()) }
+    }
+
+    /// Adds memory to the heap, for ever.
+    ///
+    /// # Safety
+    /// `start` points to `bytes` bytes that are mapped, writable and from now on used by nobody else.
+    pub unsafe fn add(&self, start: NonNull<u8>, bytes: usize) {
+        let start = start.as_ptr() as usize;
+        // SAFETY: the caller hands the range over; its end cannot overflow, being the end of an object.
+        unsafe { self.heap.lock().add_to_heap(start, start.saturating_add(bytes)) };
+    }
+
+    /// Puts a value on the heap.
+    ///
+    /// # Errors
+    /// How many pages, contiguous and aligned to their own number, will do.
+    pub fn alloc<T>(&self, value: T) -> Result<Record<T>, Lacking> {
+        let layout = Layout::new::<T>();
+        let block = self.heap.lock().alloc(layout).map_err(|()| Lacking {
+            pool: Pool::Metadata,
+            pages: (layout.size() as u64).div_ceil(PAGE_SIZE).next_power_of_two(),
+        })?;
+        let place: NonNull<T> = block.cast();
+        // SAFETY: the heap gave a block of T's size and alignment that nobody else uses.
+        unsafe { place.write(value) };
+        Ok(Record { value: place })
+    }
+
+    /// Takes a record back and zeroes its block, so that no register of a guest stays behind.
+    pub fn free<T>(&self, record: Record<T>) {
+        let place = record.value;
+        // SAFETY: the record owns its value and is consumed here; nobody can reach the value after this.
+        unsafe { place.drop_in_place() };
+        // SAFETY: the block is T's size and holds no value any more.
+        unsafe { place.write_bytes(0, 1) };
+        // SAFETY: the block came from this heap with T's layout: records are made by `alloc` only.
+        unsafe { self.heap.lock().dealloc(place.cast(), Layout::new::<T>()) };
+    }
+
+    /// Bytes in use by records.
+    pub fn used(&self) -> u64 {
+        self.heap.lock().stats_alloc_user() as u64
+    }
+}
+
+impl Default for Records {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Records {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Records")
+    }
+}
+
+impl<T> Deref for Record<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: the record owns a value that was written when it was made.
+        unsafe { self.value.as_ref() }
+    }
+}
+
+impl<T> DerefMut for Record<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as above, and `&mut self` makes this the only reference.
+        unsafe { self.value.as_mut() }
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Record<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heap(bytes: usize) -> Records {
+        let records = Records::new();
+        let memory = Vec::leak(vec![0u64; bytes / 8]);
+        // SAFETY: the memory is leaked to the heap.
+        unsafe { records.add(NonNull::from(&mut memory[0]).cast(), bytes) };
+        records
+    }
+
+    #[test]
+    fn a_record_keeps_its_value_and_gives_its_memory_back() {
+        let records = heap(4096);
+        let mut record = records.alloc([7u64; 16]).unwrap();
+        record[3] = 9;
+        assert_eq!(record[3], 9);
+        assert_eq!(records.used(), 128);
+        records.free(record);
+        assert_eq!(records.used(), 0);
+    }
+
+    #[test]
+    fn a_full_heap_says_how_many_pages_will_do() {
+        let records = Records::new();
+        assert_eq!(records.alloc([0u8; 5000]).err(), Some(Lacking { pool: Pool::Metadata, pages: 2 }));
+        assert_eq!(records.alloc(0u8).err(), Some(Lacking { pool: Pool::Metadata, pages: 1 }));
+    }
+
+    #[test]
+    fn a_freed_block_holds_nothing_of_its_record() {
+        let records = heap(4096);
+        let record = records.alloc([0xa5u8; 256]).unwrap();
+        let place = record.value;
+        records.free(record);
+        // SAFETY: the block is still memory of the (leaked) heap. Its first words are the heap's links.
+        let tail = unsafe { place.as_ref() };
+        assert!(tail[16..].iter().all(|byte| *byte == 0));
+    }
+}

@@ -1,0 +1,377 @@
+//! The core on a simulated machine, for tests on the build machine.
+//!
+//! [`TestMachine`] implements [`Machine`] over `sim::Sim`, whose TLB keeps every translation until the right
+//! invalidation and whose checker sees every descriptor write. [`World`] is a hypervisor on it, with a
+//! snapshot of who owns and who reaches every page.
+
+use crate::addr::{Gfn, Pages, Pfn, PhysAddr, Vpn};
+use crate::hypervisor::{Hypervisor, Mapping, Setup};
+use crate::machine::{Machine, Stage2Id, Tree};
+use crate::ownership::query::Census;
+use crate::pgtable::hyp_stage1::Rights;
+use crate::vm::context::{Context, Trap};
+use abi::host::{HostCall, HostResult};
+use abi::{HostState, VmFlags, VmHandle};
+use arrayvec::ArrayVec;
+use core::ptr::NonNull;
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+/// First page of simulated RAM.
+pub const RAM_START: u64 = 0x4_0000;
+/// Pages of simulated RAM: 64 MiB and one page, so that the end is no block.
+pub const RAM_PAGES: u64 = 0x4001;
+/// First page of the simulated hypervisor image, in the middle of a block.
+pub const HYP_START: u64 = RAM_START + 0x210;
+/// Pages of the image.
+pub const HYP_PAGES: u64 = 0x60;
+/// Width of the host's addresses.
+pub const IPA_BITS: u32 = 40;
+/// EL2's private addresses begin here.
+pub const PRIVATE: u64 = 1 << 35;
+
+/// A protected VM that takes shared pages back at once.
+pub const PROTECTED: VmFlags =
+    VmFlags { protected: true, unshare_immediate: true, mmio_unguarded: false };
+
+/// What a guest does when it is run: changes its registers, and traps.
+pub type Step = Box<dyn FnMut(&mut Context) -> Trap + Send>;
+
+/// A simulated machine with a script for its guests.
+pub struct TestMachine {
+    sim: sim::Sim,
+    cpu: usize,
+    script: Mutex<VecDeque<Step>>,
+    needs_clean: bool,
+}
+
+impl core::fmt::Debug for TestMachine {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("TestMachine")
+    }
+}
+
+impl Default for TestMachine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl TestMachine {
+    /// A machine with two CPUs, whose first one runs the hypervisor.
+    pub fn new() -> Self {
+        let ram = vec![sim::Region { base: RAM_START << 12, size: RAM_PAGES << 12 }];
+        Self {
+            sim: sim::Sim::new(sim::Config { ram, cpus: 2 }),
+            cpu: 0,
+            script: Mutex::new(VecDeque::new()),
+            needs_clean: true,
+        }
+    }
+
+    /// The simulated hardware.
+    pub fn sim(&self) -> &sim::Sim {
+        &self.sim
+    }
+
+    /// A run of pages of RAM.
+    ///
+    /// # Panics
+    /// If it is empty or leaves the address space.
+    pub fn ram(&self, first: u64, count: u64) -> Pages<Pfn> {
+        match Pages::from_raw(RAM_START.saturating_add(first), count) {
+            Some(pages) => pages,
+            None => panic!("no such run"),
+        }
+    }
+
+    /// Adds what a guest does at its next run that has no step yet.
+    pub fn push_step(&self, step: impl FnMut(&mut Context) -> Trap + Send + 'static) {
+        lock(&self.script).push_back(Box::new(step));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn bytes(pages: u64) -> u64 {
+    pages << crate::addr::PAGE_SHIFT
+}
+
+impl Machine for TestMachine {
+    fn read_descriptor(&self, at: PhysAddr) -> u64 {
+        self.sim.load64(at.as_u64())
+    }
+
+    fn write_descriptor(&self, at: PhysAddr, value: u64) {
+        self.sim.write_desc(at.as_u64(), value);
+    }
+
+    fn publish(&self) {
+        self.sim.dsb_ishst();
+    }
+
+    fn invalidate_stage2(&self, id: Stage2Id, pages: Pages<Gfn>) {
+        let ipa = pages.start().base().as_u64();
+        self.sim.tlbi_stage2_ipa(self.cpu, id.vmid, ipa, bytes(pages.count()));
+    }
+
+    fn retire_stage2(&self, id: Stage2Id) {
+        self.sim.retire_root(id.root.base().as_u64());
+        self.sim.tlbi_stage2_vmid(self.cpu, id.vmid);
+    }
+
+    fn adopt(&self, tree: Tree, input_bits: u32) {
+        let (root, kind) = match tree {
+            Tree::Stage2(id) => {
+                (id.root, sim::TableKind::Stage2 { vmid: id.vmid, ipa_bits: input_bits })
+            }
+            Tree::Hyp(root) => (root, sim::TableKind::El2 { va_bits: input_bits }),
+        };
+        self.sim.table_root(root.base().as_u64(), kind);
+    }
+
+    fn invalidate_hyp(&self, pages: Pages<Vpn>) {
+        self.sim.tlbi_hyp_va(self.cpu, pages.start().base().as_u64(), bytes(pages.count()));
+    }
+
+    fn wipe(&self, page: Pfn) {
+        self.sim.wipe_page(page.base().as_u64());
+    }
+
+    fn clean(&self, page: Pfn) {
+        self.sim.clean_page(page.base().as_u64());
+    }
+
+    fn needs_clean(&self) -> bool {
+        self.needs_clean
+    }
+
+    fn invalidate_icache(&self) {
+        self.sim.invalidate_icache();
+    }
+
+    fn run(&self, _id: Stage2Id, context: &mut Context) -> Trap {
+        let step = lock(&self.script).pop_front();
+        match step {
+            Some(mut step) => step(context),
+            None => Trap::Irq,
+        }
+    }
+
+    fn forget_vcpu(&self, _id: Stage2Id) {}
+
+    fn record_memory(&self, pages: Pages<Pfn>) -> Option<NonNull<u8>> {
+        // Records stand in memory of the test, aligned as a page is; it is never given back.
+        #[repr(align(4096))]
+        #[derive(Clone)]
+        struct Page {
+            _bytes: [u8; 4096],
+        }
+        let memory = vec![Page { _bytes: [0; 4096] }; usize::try_from(pages.count()).ok()?].leak();
+        NonNull::new(memory.as_mut_ptr().cast())
+    }
+}
+
+/// A hypervisor on a simulated machine.
+#[derive(Debug)]
+pub struct World {
+    /// The hypervisor.
+    pub hyp: Hypervisor<TestMachine>,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The set-up of a world whose static pool has `pool` pages.
+pub fn setup(machine: &TestMachine, pool: u64) -> Setup {
+    let start = HYP_START.saturating_sub(RAM_START);
+    let hyp = machine.ram(start, HYP_PAGES);
+    let text = machine.ram(start, 8);
+    let data = machine.ram(start.saturating_add(8), HYP_PAGES.saturating_sub(8));
+    let map = [(text, Rights::ReadExecute), (data, Rights::ReadWrite)];
+    let device = Pages::<Pfn>::from_raw(0x9000, 1);
+    let mut hyp_map: ArrayVec<Mapping, 16> = map
+        .into_iter()
+        .map(|(pages, rights)| Mapping { va: pages.start().identity_va(), pages, rights })
+        .collect();
+    if let Some(pages) = device {
+        hyp_map.push(Mapping { va: pages.start().identity_va(), pages, rights: Rights::Device });
+    }
+    Setup {
+        ram: [machine.ram(0, RAM_PAGES)].into_iter().collect(),
+        no_map: [machine.ram(0x800, 2)].into_iter().collect(),
+        hyp,
+        withheld: Pages::from_raw(0x9020, 1).into_iter().collect(),
+        ipa_bits: IPA_BITS,
+        force_write_back: false,
+        hyp_map,
+        pool: machine.ram(start.saturating_add(0x10), pool),
+        metadata: machine.ram(start.saturating_add(0x50), 0x10),
+    }
+}
+
+impl World {
+    /// A world with 64 static table pages.
+    ///
+    /// # Panics
+    /// If it cannot be built, which is a bug.
+    pub fn new() -> Self {
+        Self::with_pool(0x40)
+    }
+
+    /// A world with this many static table pages.
+    ///
+    /// # Panics
+    /// If it cannot be built.
+    pub fn with_pool(pool: u64) -> Self {
+        let machine = TestMachine::new();
+        let setup = setup(&machine, pool);
+        match Hypervisor::new(machine, &setup) {
+            Ok(hyp) => {
+                let world = Self { hyp };
+                world.load_all();
+                world
+            }
+            Err(error) => panic!("no world: {error:?}"),
+        }
+    }
+
+    /// The simulated hardware.
+    pub fn sim(&self) -> &sim::Sim {
+        self.hyp.machine().sim()
+    }
+
+    /// Makes a call as the host on CPU 0, through its registers.
+    ///
+    /// # Panics
+    /// If the call is not served.
+    pub fn call(&self, call: HostCall) -> HostResult {
+        match self.hyp.host_call(0, &call.encode()) {
+            crate::call::host::HostReply::Done(result) => result,
+            crate::call::host::HostReply::NotSupported => panic!("not served: {call:?}"),
+        }
+    }
+
+    /// Makes a call that must succeed and returns its first value.
+    ///
+    /// # Panics
+    /// If it is refused.
+    pub fn ok(&self, call: HostCall) -> u64 {
+        let result = self.call(call);
+        assert_eq!(result.outcome, Ok(()), "{call:?}");
+        result.values.first().copied().unwrap_or(0)
+    }
+
+    /// Lets every CPU's TLB hold every translation of the host that there is, as hardware may.
+    pub fn load_all(&self) {
+        for cpu in 0..2 {
+            self.sim().speculate(cpu, self.host());
+        }
+    }
+
+    /// The host's translation, for the simulated hardware.
+    pub fn host(&self) -> sim::Stage2 {
+        let id = self.hyp.host_stage2();
+        sim::Stage2 { vmid: id.vmid, root: id.root.base().as_u64(), ipa_bits: IPA_BITS }
+    }
+
+    /// A guest's translation, for the simulated hardware.
+    ///
+    /// # Panics
+    /// If there is no such VM.
+    pub fn guest(&self, vm: abi::VmHandle) -> sim::Stage2 {
+        match self.hyp.with_vm(vm, |vm| vm.id()) {
+            Some(id) => sim::Stage2 { vmid: id.vmid, root: id.root.base().as_u64(), ipa_bits: IPA_BITS },
+            None => panic!("no such VM"),
+        }
+    }
+
+    /// Makes a VM, its root at RAM page `root`, with table pages behind the root.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn vm(&self, flags: VmFlags, root: u64, tables: u64) -> VmHandle {
+        let root = RAM_START.saturating_add(root);
+        let word = self.ok(HostCall::VmCreate { flags, root });
+        let Some(vm) = VmHandle::from_word(word) else { panic!("no handle: {word:#x}") };
+        if tables > 0 {
+            let pfn = root.saturating_add(abi::host::VM_ROOT_PAGES);
+            self.ok(HostCall::VmTopUp { vm, pfn, pages: tables });
+        }
+        vm
+    }
+
+    /// Makes a protected VM whose unshare is immediate, its root at RAM page 0x1000, with 16 table pages.
+    pub fn protected_vm(&self) -> VmHandle {
+        self.vm(PROTECTED, 0x1000, 16)
+    }
+
+    /// Takes a VM apart whose pages have all gone back.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn finish(&self, vm: VmHandle) {
+        loop {
+            let result = self.call(HostCall::VmTeardownFinish { vm });
+            assert_eq!(result.outcome, Ok(()));
+            if result.values.get(1) == Some(&0) {
+                break;
+            }
+        }
+    }
+
+    /// Puts content into a page of RAM, in the caches and behind them.
+    pub fn fill(&self, page: u64) {
+        let pa = RAM_START.saturating_add(page) << crate::addr::PAGE_SHIFT;
+        self.sim().write_bytes(pa, &[0xa5; 4096]);
+        self.sim().clean_page(pa);
+    }
+
+    /// Whether a page of RAM reads as zeros, with caches and without.
+    pub fn is_wiped(&self, page: u64) -> bool {
+        let pa = RAM_START.saturating_add(page) << crate::addr::PAGE_SHIFT;
+        (pa..pa.saturating_add(4096)).step_by(8).all(|at| {
+            self.sim().load64(at) == 0 && self.sim().load64_uncached(at) == 0
+        })
+    }
+
+    /// Whether the host could read a page of RAM now, by the tables or by any TLB.
+    pub fn host_reads(&self, page: u64) -> bool {
+        let ipa = RAM_START.saturating_add(page) << crate::addr::PAGE_SHIFT;
+        (0..2).any(|cpu| self.sim().access_stage2(cpu, self.host(), ipa, sim::Access::Read).is_ok())
+    }
+
+    /// The page of RAM that a guest reads at one of its pages.
+    pub fn guest_reads(&self, vm: VmHandle, gfn: u64) -> Option<u64> {
+        let ipa = gfn << crate::addr::PAGE_SHIFT;
+        let pa = self.sim().access_stage2(1, self.guest(vm), ipa, sim::Access::Read).ok()?;
+        (pa >> crate::addr::PAGE_SHIFT).checked_sub(RAM_START)
+    }
+
+    /// What the host's table says of a page of RAM.
+    pub fn host_state(&self, page: u64) -> Option<HostState> {
+        self.call(HostCall::QueryPage { pfn: RAM_START.saturating_add(page) }).host_state()
+    }
+
+    /// Counts all memory by owner.
+    pub fn census(&self) -> Census {
+        self.hyp.census()
+    }
+
+    /// Checks what must hold whenever a call has returned: no TLB grants more than the tables do (I6), and no
+    /// descriptor was changed against the rules.
+    ///
+    /// # Panics
+    /// If it does not hold.
+    pub fn check(&self) {
+        let violations: Vec<_> = self.sim().violations();
+        assert!(violations.is_empty(), "page-table discipline: {violations:?}");
+        let stale: Vec<_> = self.sim().stale_entries(None);
+        assert!(stale.is_empty(), "stale translations: {stale:?}");
+    }
+}

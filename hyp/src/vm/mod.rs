@@ -1,0 +1,448 @@
+//! Virtual machines: the table of handles, what a VM is, and its life from creation to the end of teardown.
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | [`context`] | a vCPU's registers, and why it stopped |
+//! | [`vcpu`] | a vCPU's record |
+//! | [`run`] | running a vCPU until its next exit |
+//! | [`guest_call`] | the calls of a guest |
+//! | [`power`] | a guest's PSCI |
+//! | [`sysreg`] | trapped system registers |
+//! | [`mmio`] | accesses to devices |
+//!
+//! A handle is a slot and the slot's generation, which never repeats (I9). The lock of a slot guards
+//! everything about its VM, except the record of a vCPU that some CPU has claimed: that CPU owns it. The
+//! table's own lock is taken first, and only to create a VM.
+
+pub mod context;
+pub mod guest_call;
+pub mod inject;
+pub mod mmio;
+pub mod power;
+pub mod run;
+pub mod sysreg;
+pub mod vcpu;
+
+use crate::addr::{Pages, Pfn};
+use crate::machine::{Machine, Stage2Id};
+use crate::ownership::guest::GuestSpace;
+use crate::pool::records::{Record, Records};
+use abi::{Error, VmFlags, VmHandle};
+use core::sync::atomic::Ordering;
+use power::Power;
+use spin::{Mutex, MutexGuard};
+use vcpu::{Residency, Vcpu};
+
+/// VMs at a time. A VMID is the slot's number plus one and must fit 8 bits, 0 being the host's.
+pub const MAX_VMS: usize = 255;
+/// vCPUs of a VM.
+pub const MAX_VCPUS: usize = 8;
+
+/// Where a VM is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It may run.
+    Live,
+    /// Its teardown has begun: nothing of it runs, its pages go back.
+    Dying,
+}
+
+/// A vCPU as its VM sees it.
+#[derive(Debug)]
+enum VcpuSlot {
+    Absent,
+    Idle(Record<Vcpu>),
+    /// Some CPU has claimed it.
+    Claimed,
+}
+
+/// A virtual machine.
+#[derive(Debug)]
+pub struct Vm {
+    pub(crate) flags: VmFlags,
+    pub(crate) space: GuestSpace,
+    pub(crate) phase: Phase,
+    /// The guest has turned itself off, or did what ends it: nothing of it is entered again.
+    pub(crate) ended: bool,
+    /// The guest has called `MMIO_GUARD_ENROLL`.
+    pub(crate) guarded: bool,
+    /// The host gave these pages, root included, and gets them back.
+    pub(crate) given: u64,
+    /// Which vCPU last ran on each CPU.
+    pub(crate) residency: Residency,
+    /// Power states of the vCPUs, by index.
+    pub(crate) power: [Power; MAX_VCPUS],
+    vcpus: [VcpuSlot; MAX_VCPUS],
+    created: usize,
+    claimed: usize,
+    /// Teardown has dropped the VM's translations.
+    flushed: bool,
+    /// Teardown has put the root among the pages to give back.
+    root_released: bool,
+}
+
+impl Vm {
+    /// A VM without memory or vCPUs, over an empty root.
+    pub fn new(flags: VmFlags, space: GuestSpace) -> Self {
+        Self {
+            flags,
+            given: space.table.root_pages(),
+            space,
+            phase: Phase::Live,
+            ended: false,
+            guarded: false,
+            residency: Residency::new(),
+            power: [Power::Off; MAX_VCPUS],
+            vcpus: [const { VcpuSlot::Absent }; MAX_VCPUS],
+            created: 0,
+            claimed: 0,
+            flushed: false,
+            root_released: false,
+        }
+    }
+
+    /// Its name.
+    pub fn handle(&self) -> VmHandle {
+        self.space.handle
+    }
+
+    /// Its translation.
+    pub fn id(&self) -> Stage2Id {
+        Stage2Id { vmid: vmid(self.handle()), root: self.space.table.root() }
+    }
+
+    /// Number of vCPUs that exist: those with a lower index.
+    pub(crate) fn vcpu_count(&self) -> usize {
+        self.created
+    }
+
+    /// Whether it may change hands of pages: it is alive.
+    pub(crate) fn check_live(&self) -> Result<(), Error> {
+        if self.phase == Phase::Live { Ok(()) } else { Err(Error::Permission) }
+    }
+
+    /// Whether it may get table pages: until its end has begun to take the tables apart. A dying VM may need
+    /// some, to give back one page of a block.
+    pub(crate) fn check_growable(&self) -> Result<(), Error> {
+        if self.flushed { Err(Error::Permission) } else { Ok(()) }
+    }
+
+    /// Adds a vCPU. They are made in the order of their indices.
+    pub(crate) fn add_vcpu(&mut self, records: &Records, index: u64) -> Result<(), VcpuError> {
+        self.check_live()?;
+        let at = usize::try_from(index).map_err(|_| Error::Invalid)?;
+        if at < self.created {
+            return Err(Error::Exists.into());
+        }
+        if at != self.created {
+            return Err(Error::Invalid.into());
+        }
+        let slot = self.vcpus.get_mut(at).ok_or(Error::Invalid)?;
+        let record = records.alloc(Vcpu::new(index, self.flags)).map_err(VcpuError::Lacking)?;
+        *slot = VcpuSlot::Idle(record);
+        self.created = at.saturating_add(1);
+        Ok(())
+    }
+
+    /// Takes a vCPU for this CPU alone.
+    fn claim(&mut self, index: u64) -> Result<(usize, Record<Vcpu>), Error> {
+        self.check_live()?;
+        if self.ended {
+            return Err(Error::Permission);
+        }
+        let at = usize::try_from(index).map_err(|_| Error::NoEntry)?;
+        let slot = self.vcpus.get_mut(at).ok_or(Error::NoEntry)?;
+        match core::mem::replace(slot, VcpuSlot::Claimed) {
+            VcpuSlot::Idle(record) => {
+                self.claimed = self.claimed.saturating_add(1);
+                Ok((at, record))
+            }
+            VcpuSlot::Absent => {
+                *slot = VcpuSlot::Absent;
+                Err(Error::NoEntry)
+            }
+            VcpuSlot::Claimed => Err(Error::Busy),
+        }
+    }
+
+    /// Takes a claimed vCPU back.
+    fn unclaim(&mut self, index: usize, vcpu: Record<Vcpu>) {
+        if let Some(slot) = self.vcpus.get_mut(index) {
+            *slot = VcpuSlot::Idle(vcpu);
+            self.claimed = self.claimed.saturating_sub(1);
+        }
+    }
+
+    /// Begins the end.
+    pub(crate) fn start_teardown(&mut self) -> Result<(), Error> {
+        self.check_live()?;
+        if self.claimed > 0 {
+            return Err(Error::Busy);
+        }
+        self.phase = Phase::Dying;
+        Ok(())
+    }
+
+    /// Checks that the VM may end, and drops its translations once.
+    pub(crate) fn prepare_end<M: Machine>(&mut self, machine: &M) -> Result<(), Error> {
+        if self.phase != Phase::Dying {
+            return Err(Error::Permission);
+        }
+        if self.space.pages > 0 {
+            return Err(Error::Busy);
+        }
+        if !self.flushed {
+            machine.retire_stage2(self.id());
+            self.flushed = true;
+        }
+        Ok(())
+    }
+
+    /// The next page to give back: a table, then what the pool holds, the root last. `None` at the end.
+    pub(crate) fn next_page<M: Machine>(&mut self, machine: &M) -> Option<Pfn> {
+        if let Some(page) = self.space.cache.pop(machine) {
+            return Some(page);
+        }
+        if self.root_released {
+            return None;
+        }
+        if let Some(table) = self.space.table.unlink_table(machine) {
+            return Some(table);
+        }
+        self.root_released = true;
+        if let Some(root) = Pages::new(self.space.table.root(), self.space.table.root_pages()) {
+            self.space.cache.extend(machine, root);
+        }
+        self.space.cache.pop(machine)
+    }
+}
+
+/// Why a vCPU was not made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum VcpuError {
+    Refused(Error),
+    Lacking(crate::pool::Lacking),
+}
+
+impl From<Error> for VcpuError {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+/// VMID of a VM.
+fn vmid(handle: VmHandle) -> u16 {
+    u16::from(handle.slot()).saturating_add(1)
+}
+
+/// A vCPU that this CPU has claimed: nobody else can reach its record until
+/// [`unclaim`](crate::Hypervisor::unclaim).
+#[derive(Debug)]
+pub struct Claim {
+    /// Its record.
+    pub vcpu: Record<Vcpu>,
+    /// Its VM's translation.
+    pub id: Stage2Id,
+    /// Its VM's properties.
+    pub flags: VmFlags,
+    /// Its VM.
+    pub handle: VmHandle,
+    /// Its index, below [`MAX_VCPUS`].
+    pub index: usize,
+}
+
+#[derive(Debug)]
+struct Slot {
+    /// Generation of the VM that is there or will be next.
+    generation: u32,
+    vm: Option<Record<Vm>>,
+}
+
+/// All VMs.
+#[derive(Debug)]
+pub struct Vms {
+    /// Held while a VM is created, so that two creations do not choose the same slot.
+    pub(crate) creation: Mutex<()>,
+    slots: [Mutex<Slot>; MAX_VMS],
+}
+
+/// The lock of a VM, held.
+#[derive(Debug)]
+pub struct VmGuard<'a>(MutexGuard<'a, Slot>);
+
+impl Vms {
+    /// No VMs.
+    pub const fn new() -> Self {
+        Self {
+            creation: Mutex::new(()),
+            slots: [const { Mutex::new(Slot { generation: 1, vm: None }) }; MAX_VMS],
+        }
+    }
+
+    /// Locks the VM with this handle; `None` if there is none, or none any more.
+    pub fn lock(&self, handle: VmHandle) -> Option<VmGuard<'_>> {
+        let slot = self.slots.get(usize::from(handle.slot()))?.lock();
+        let current = slot.vm.as_ref().map(|vm| vm.handle());
+        (current == Some(handle)).then_some(VmGuard(slot))
+    }
+
+    /// Handle of the next VM, in a free slot; `None` if there is none. Call with the creation lock held.
+    pub(crate) fn free_handle(&self, _creation: &MutexGuard<'_, ()>) -> Option<VmHandle> {
+        self.slots.iter().enumerate().find_map(|(number, slot)| {
+            let slot = slot.lock();
+            if slot.vm.is_some() {
+                return None;
+            }
+            // A slot whose generations are used up makes no handle any more: it is retired.
+            VmHandle::new(u8::try_from(number).ok()?, slot.generation)
+        })
+    }
+
+    /// Puts a VM into the slot of its handle, which [`free_handle`](Self::free_handle) chose.
+    pub(crate) fn insert(&self, _creation: &MutexGuard<'_, ()>, vm: Record<Vm>) {
+        if let Some(slot) = self.slots.get(usize::from(vm.handle().slot())) {
+            slot.lock().vm = Some(vm);
+        }
+    }
+
+    /// Shows every VM to `visit`, one lock at a time.
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(&mut Vm)) {
+        for slot in &self.slots {
+            if let Some(vm) = slot.lock().vm.as_mut() {
+                visit(vm);
+            }
+        }
+    }
+}
+
+impl Default for Vms {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl VmGuard<'_> {
+    /// Takes the VM out of its slot, for ever: the next one has another generation.
+    pub(crate) fn remove(mut self, records: &Records) {
+        let Some(mut vm) = self.0.vm.take() else { return };
+        self.0.generation = self.0.generation.saturating_add(1);
+        for slot in &mut vm.vcpus {
+            if let VcpuSlot::Idle(record) = core::mem::replace(slot, VcpuSlot::Absent) {
+                records.free(record);
+            }
+        }
+        records.free(vm);
+    }
+}
+
+impl core::ops::Deref for VmGuard<'_> {
+    type Target = Vm;
+
+    fn deref(&self) -> &Vm {
+        match &self.0.vm {
+            Some(vm) => vm,
+            None => crate::broken("a locked VM is gone"),
+        }
+    }
+}
+
+impl core::ops::DerefMut for VmGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Vm {
+        match &mut self.0.vm {
+            Some(vm) => vm,
+            None => crate::broken("a locked VM is gone"),
+        }
+    }
+}
+
+impl<M: Machine> crate::Hypervisor<M> {
+    /// Claims a vCPU for this CPU.
+    ///
+    /// # Errors
+    /// `NoEntry` if there is no such VM or vCPU, `Permission` if the VM has ended or is dying or the machine
+    /// goes down, `Busy` if another CPU has the vCPU.
+    pub(crate) fn claim(&self, handle: VmHandle, vcpu: u64) -> Result<Claim, Error> {
+        self.claim_if(handle, vcpu, |_, _| Ok(())).map(|(claim, ())| claim)
+    }
+
+    /// Claims a vCPU for this CPU if `allow`, which is shown the VM and the index, says so, in one hold of
+    /// the VM's lock.
+    ///
+    /// # Errors
+    /// As [`claim`](Self::claim), or as `allow` says.
+    #[inline]
+    pub(crate) fn claim_if<R>(
+        &self,
+        handle: VmHandle,
+        vcpu: u64,
+        allow: impl FnOnce(&mut Vm, usize) -> Result<R, Error>,
+    ) -> Result<(Claim, R), Error> {
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Error::Permission);
+        }
+        let mut guard = self.vms.lock(handle).ok_or(Error::NoEntry)?;
+        let vm = &mut *guard;
+        let (index, vcpu) = vm.claim(vcpu)?;
+        match allow(vm, index) {
+            Ok(allowed) => Ok((Claim { vcpu, id: vm.id(), flags: vm.flags, handle, index }, allowed)),
+            Err(error) => {
+                vm.unclaim(index, vcpu);
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives a claimed vCPU back to its VM.
+    pub(crate) fn unclaim(&self, claim: Claim) {
+        let Some(mut vm) = self.vms.lock(claim.handle) else {
+            crate::broken("a VM ended while a vCPU of it was claimed");
+        };
+        vm.unclaim(claim.index, claim.vcpu);
+    }
+
+    /// Does something with a VM under its lock; `None` if there is no such VM.
+    pub(crate) fn with_vm<R>(&self, handle: VmHandle, f: impl FnOnce(&mut Vm) -> R) -> Option<R> {
+        self.vms.lock(handle).map(|mut vm| f(&mut vm))
+    }
+}
+
+/// Checks that a host gave a root that can be one: aligned to its own size.
+pub(crate) fn root_pages(first: u64) -> Result<Pages<Pfn>, Error> {
+    let count = abi::host::VM_ROOT_PAGES;
+    let pages = Pages::<Pfn>::from_raw(first, count).ok_or(Error::Invalid)?;
+    if pages.start().as_u64() % count == 0 { Ok(pages) } else { Err(Error::Invalid) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_that_is_not_aligned_to_its_size_is_refused() {
+        assert_eq!(root_pages(7), Err(Error::Invalid));
+        assert_eq!(root_pages(u64::MAX), Err(Error::Invalid));
+        assert_eq!(root_pages(8).map(|pages| pages.count()), Ok(2));
+    }
+
+    #[test]
+    fn a_claimed_vcpu_is_nobody_elses_and_holds_teardown_up() {
+        let world = crate::testing::World::new();
+        let vm = world.protected_vm();
+        world.ok(abi::HostCall::VcpuCreate { vm, vcpu: 0 });
+        let claim = world.hyp.claim(vm, 0).unwrap();
+        assert_eq!(world.hyp.claim(vm, 0).err(), Some(Error::Busy));
+        assert_eq!(world.hyp.claim(vm, 1).err(), Some(Error::NoEntry));
+        let start = abi::HostCall::VmTeardownStart { vm };
+        assert_eq!(world.call(start).outcome, Err(Error::Busy));
+        world.hyp.unclaim(claim);
+        assert_eq!(world.call(start).outcome, Ok(()));
+        assert_eq!(world.hyp.claim(vm, 0).err(), Some(Error::Permission));
+    }
+
+    #[test]
+    fn the_host_and_every_vm_have_vmids_of_their_own_in_8_bits() {
+        let last = VmHandle::new(MAX_VMS as u8 - 1, 1).unwrap();
+        assert_eq!(vmid(last), 255);
+        assert_eq!(vmid(VmHandle::new(0, 1).unwrap()), 1);
+    }
+}

@@ -1,0 +1,393 @@
+//! One run of QEMU: the command line, the process, and what it left behind.
+
+use crate::aftermath::Aftermath;
+use crate::console::{Console, Ending, Expectation};
+use crate::elf;
+use crate::images::{Builder, Images};
+use crate::ram::RamFile;
+use crate::report::Check;
+use crate::scenario::{Machine, Scenario};
+use crate::secret;
+use crate::tree::Tree;
+use crate::ui::command_line;
+use anyhow::{Context, Result, ensure};
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+/// The emulator.
+pub(crate) const QEMU: &str = "qemu-system-aarch64";
+/// Where QEMU puts an image that is given with `-kernel`: 2 MiB into RAM.
+const IMAGE_ADDRESS: u64 = 0x4020_0000;
+/// More console than this is a guest that prints without end.
+const MAX_CONSOLE: usize = 32 << 20;
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How to run.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// Show the console while it is written.
+    pub(crate) live: bool,
+    /// Print command lines.
+    pub(crate) verbose: bool,
+    /// Wait for a debugger.
+    pub(crate) gdb: bool,
+    /// Run the control image too, where the scenario has one.
+    pub(crate) control: bool,
+    /// Seconds, instead of the scenario's.
+    pub(crate) timeout: Option<u64>,
+    /// Name of the run and of its log.
+    pub(crate) label: String,
+}
+
+/// What a run showed.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) checks: Vec<Check>,
+    /// Without the time for building.
+    pub(crate) duration: Duration,
+    pub(crate) log: PathBuf,
+}
+
+impl Outcome {
+    /// The outcome of a run that did not come about.
+    pub(crate) fn could_not_be_made(tree: &Tree, options: &Options, error: &anyhow::Error) -> Self {
+        let check = Check::new("run", "the run can be made", format!("{error:#}"), false);
+        Self { checks: vec![check], duration: Duration::ZERO, log: log_of(tree, options) }
+    }
+
+    /// Whether all checks passed.
+    pub(crate) fn pass(&self) -> bool {
+        self.failures().next().is_none()
+    }
+
+    /// The checks that failed.
+    pub(crate) fn failures(&self) -> impl Iterator<Item = &Check> {
+        self.checks.iter().filter(|check| !check.pass)
+    }
+}
+
+/// One start of QEMU: everything that differs between a scenario's run and its control run.
+struct Start<'a> {
+    images: &'a Images,
+    scenario: &'a Scenario,
+    machine: &'a Machine,
+    /// Given to the hypervisor only.
+    nonce: u64,
+    /// Given to the program, if RAM is searched.
+    secret_nonce: Option<u64>,
+    ram: Option<RamFile>,
+}
+
+/// Builds the images and boots a scenario, then its control image where it has one.
+pub(crate) fn scenario(
+    tree: &Tree,
+    builder: &mut Builder<'_>,
+    scenario: &Scenario,
+    machine: &Machine,
+    options: &Options,
+) -> Result<Outcome> {
+    let images = builder.images(&scenario.features)?;
+    let test_calls = builder.has_test_calls();
+    let mut began = Instant::now();
+    let start = Start::new(tree, &images, scenario, machine)?;
+    let log = log_of(tree, options);
+    let (console, ending) = start.run(tree, options, &log)?;
+
+    let steps = scenario.expected_steps(test_calls);
+    let stop = scenario.stop.as_ref().map(|stop| stop.message.as_str());
+    let expectation = Expectation { nonce: start.nonce, steps: &steps, verdict: &scenario.verdict, stop };
+    let mut checks = console.judge(&expectation, ending);
+    let aftermath = start.aftermath(&console, ending);
+    if scenario.search.is_some() {
+        checks.push(aftermath.search(false));
+    }
+    if scenario.walk.is_some() {
+        checks.push(aftermath.walk());
+    }
+    drop(start);
+    let mut duration = began.elapsed();
+
+    if let (Some(control), true) = (&scenario.control, options.control) {
+        let features = [scenario.features.clone(), control.features.clone()].concat();
+        let images = builder.images(&features)?;
+        began = Instant::now();
+        let start = Start::new(tree, &images, scenario, machine)?;
+        let (console, ending) = start.run(tree, options, &log.with_extension("control.log"))?;
+        let mut more = console.judge_end(start.nonce, ending);
+        more.push(start.aftermath(&console, ending).search(true));
+        checks
+            .extend(more.into_iter().map(|check| Check { name: format!("control-{}", check.name), ..check }));
+        duration += began.elapsed();
+    }
+    Ok(Outcome { checks, duration, log })
+}
+
+fn log_of(tree: &Tree, options: &Options) -> PathBuf {
+    tree.results().join(format!("{}.log", options.label))
+}
+
+impl<'a> Start<'a> {
+    fn new(tree: &Tree, images: &'a Images, scenario: &'a Scenario, machine: &'a Machine) -> Result<Self> {
+        let known = &images.programs;
+        ensure!(
+            known.contains(&scenario.program),
+            "scenario `{}`: the ramdisk has no program `{}` (it has: {})",
+            scenario.name,
+            scenario.program,
+            known.join(", ")
+        );
+        let is_read = scenario.search.is_some() || scenario.walk.is_some();
+        let ram = is_read.then(|| RamFile::create(&tree.results(), machine.memory_bytes()?)).transpose()?;
+        let secret_nonce = scenario.search.is_some().then(secret::nonce).transpose()?;
+        Ok(Self { images, scenario, machine, nonce: secret::nonce()?, secret_nonce, ram })
+    }
+
+    fn command(&self, gdb: bool) -> Command {
+        let mut board = "virt,virtualization=on,gic-version=3,its=off,dtb-randomness=off".to_owned();
+        let mut command = Command::new(QEMU);
+        if let Some(ram) = &self.ram {
+            board += ",memory-backend=ram";
+            let path = ram.path().to_string_lossy().replace(',', ",,");
+            let size = &self.machine.memory;
+            command
+                .arg("-object")
+                .arg(format!("memory-backend-file,id=ram,size={size},mem-path={path},share=on"));
+        }
+        // Without its own algorithm for pointer authentication, `max` spends its time in QARMA.
+        let cpu = match self.machine.cpu.as_str() {
+            "max" => "max,pauth-impdef=on",
+            cpu => cpu,
+        };
+        command.args(["-machine", &board, "-cpu", cpu, "-smp", &self.machine.smp.to_string()]);
+        command.args(["-m", &self.machine.memory, "-nic", "none", "-no-reboot"]);
+        command.args(["-display", "none", "-monitor", "none", "-serial", "stdio"]);
+        command.arg("-kernel").arg(&self.images.hyp);
+        let append = format!("deed.nonce={:016x} {}", self.nonce, self.scenario.boot.append);
+        command.arg("-append").arg(append.trim_end());
+        let boot = &self.scenario.boot;
+        let file = |path: &PathBuf| path.to_string_lossy().replace(',', ",,");
+        let args = self.host_args().replace(',', ",,");
+        let host =
+            format!("guest-loader,addr={:#x},kernel={},bootargs={args}", boot.host, file(&self.images.host));
+        let ramdisk = format!("guest-loader,addr={:#x},initrd={}", boot.ramdisk, file(&self.images.ramdisk));
+        command.args(["-device", &host, "-device", &ramdisk]);
+        if gdb {
+            command.args(["-S", "-gdb", "tcp:localhost:1234"]);
+        }
+        command
+    }
+
+    /// The host's boot arguments: its first program, and behind `--` that program's arguments.
+    fn host_args(&self) -> String {
+        let mut words = vec![format!("init=/bin/{}", self.scenario.program), "--".to_owned()];
+        words.extend(self.scenario.args.iter().cloned());
+        words.extend(self.secret_nonce.map(|nonce| format!("secret-nonce={nonce:016x}")));
+        if words.len() == 2 {
+            words.pop();
+        }
+        words.join(" ")
+    }
+
+    fn run(&self, tree: &Tree, options: &Options, log: &std::path::Path) -> Result<(Console, Ending)> {
+        let mut command = self.command(options.gdb);
+        if options.verbose {
+            eprintln!("{}", command_line(&command));
+        }
+        if options.gdb {
+            self.say_how_to_attach()?;
+        }
+        let mut log =
+            std::fs::File::create(log).with_context(|| format!("cannot write {}", tree.show(log)))?;
+        let seconds = options.timeout.unwrap_or(self.scenario.timeout);
+        let is_endless = options.gdb && options.timeout.is_none();
+        let limit = if is_endless { DAY } else { Duration::from_secs(seconds) };
+
+        let (reader, writer) = std::io::pipe()?;
+        command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+        let mut child = command.spawn().with_context(|| format!("cannot start {QEMU}"))?;
+        drop(command);
+        let chunks = read_in_background(reader);
+        let mut console = Vec::new();
+        let ended = follow(&chunks, Instant::now() + limit, |chunk| {
+            if let Some(ram) = &self.ram {
+                ram.unlink();
+            }
+            console.extend_from_slice(chunk);
+            log.write_all(chunk)?;
+            if options.live {
+                std::io::stdout().write_all(chunk)?;
+                std::io::stdout().flush()?;
+            }
+            Ok(console.len() < MAX_CONSOLE)
+        });
+        let ending = match ended {
+            Ok(Followed::ToTheEnd) => end_of(&mut child, seconds)?,
+            Ok(Followed::TooLong) => killed(&mut child, Ending::Timeout(limit.as_secs()))?,
+            Ok(Followed::TooMuch) => killed(&mut child, Ending::Flood)?,
+            Err(error) => {
+                killed(&mut child, Ending::Signal)?;
+                return Err(error);
+            }
+        };
+        if options.live && !console.ends_with(b"\n") {
+            println!();
+        }
+        Ok((Console::parse(&String::from_utf8_lossy(&console)), ending))
+    }
+
+    fn aftermath<'b>(&'b self, console: &'b Console, ending: Ending) -> Aftermath<'b> {
+        Aftermath {
+            ram: self.ram.as_ref(),
+            machine: self.machine,
+            hyp_elf: &self.images.hyp_elf,
+            secret_nonce: self.secret_nonce,
+            console,
+            ending,
+        }
+    }
+
+    fn say_how_to_attach(&self) -> Result<()> {
+        let linked_at = elf::symbols(&std::fs::read(&self.images.hyp_elf)?)?.get("__image_start").copied();
+        let moved = IMAGE_ADDRESS.wrapping_sub(linked_at.unwrap_or(0));
+        eprintln!("QEMU waits for a debugger. In another terminal:");
+        eprintln!(
+            "  gdb-multiarch -ex 'set architecture aarch64' -ex 'target remote localhost:1234' \\\n    \
+             -ex 'add-symbol-file {} -o {moved:#x}' -ex 'add-symbol-file {}'",
+            self.images.hyp_elf.display(),
+            self.images.host_elf.display(),
+        );
+        eprintln!("  (gdb) hbreak *{IMAGE_ADDRESS:#x}");
+        eprintln!("  (gdb) continue");
+        Ok(())
+    }
+}
+
+fn read_in_background(mut reader: std::io::PipeReader) -> Receiver<Vec<u8>> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = reader.read(&mut buffer) {
+            if sender.send(buffer[..length].to_vec()).is_err() {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+enum Followed {
+    ToTheEnd,
+    TooLong,
+    TooMuch,
+}
+
+/// Hands every chunk to `take` until the other side closes, the deadline passes or `take` has had enough.
+fn follow(
+    chunks: &Receiver<Vec<u8>>,
+    deadline: Instant,
+    mut take: impl FnMut(&[u8]) -> Result<bool>,
+) -> Result<Followed> {
+    loop {
+        let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+            return Ok(Followed::TooLong);
+        };
+        match chunks.recv_timeout(left) {
+            Ok(chunk) if take(&chunk)? => {}
+            Ok(_) => return Ok(Followed::TooMuch),
+            Err(RecvTimeoutError::Timeout) => return Ok(Followed::TooLong),
+            Err(RecvTimeoutError::Disconnected) => return Ok(Followed::ToTheEnd),
+        }
+    }
+}
+
+/// Waits for a child that has closed its output; it has 10 seconds to end.
+fn end_of(child: &mut Child, timeout: u64) -> Result<Ending> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status.code().map_or(Ending::Signal, Ending::Status));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    killed(child, Ending::Timeout(timeout))
+}
+
+fn killed(child: &mut Child, ending: Ending) -> Result<Ending> {
+    // It may have ended meanwhile: `wait` tells.
+    let _ = child.kill();
+    child.wait()?;
+    Ok(ending)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::Overrides;
+
+    fn with_start(more: &str, secret_nonce: Option<u64>, test: impl FnOnce(&Start<'_>)) {
+        let text = format!("description = \"d\"\nprogram = \"p\"\nsteps = [\"a\"]\n{more}");
+        let scenario = Scenario::parse("s", &text).unwrap();
+        let machine = scenario.machine(&Overrides::default());
+        let path = |name: &str| PathBuf::from(name);
+        let images = Images {
+            hyp: path("hyp.img"),
+            hyp_elf: path("hyp.elf"),
+            host: path("a,b/host.img"),
+            host_elf: path("host.elf"),
+            ramdisk: path("ramdisk.cpio"),
+            programs: vec!["p".into()],
+        };
+        let (images, scenario, machine) = (&images, &scenario, &machine);
+        test(&Start { images, scenario, machine, nonce: 0xab, secret_nonce, ram: None });
+    }
+
+    #[test]
+    fn the_hosts_arguments_name_program_arguments_and_secret() {
+        with_start("", None, |start| assert_eq!(start.host_args(), "init=/bin/p"));
+        with_start("args = [\"a\", \"b=1\"]", Some(0xf), |start| {
+            assert_eq!(start.host_args(), "init=/bin/p -- a b=1 secret-nonce=000000000000000f");
+        });
+    }
+
+    #[test]
+    fn the_runs_nonce_is_in_the_hypervisors_arguments_only_and_commas_are_doubled() {
+        with_start("args = [\"x,y\"]\n[boot]\nappend = \"deed.x=1\"", None, |start| {
+            let command = start.command(false);
+            let args: Vec<String> =
+                command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
+            let with_nonce: Vec<_> = args.iter().filter(|arg| arg.contains("00ab")).collect();
+            assert_eq!(with_nonce, ["deed.nonce=00000000000000ab deed.x=1"]);
+            let host = "guest-loader,addr=0x42000000,kernel=a,,b/host.img,bootargs=init=/bin/p -- x,,y";
+            assert!(args.contains(&host.to_owned()), "{args:?}");
+        });
+    }
+
+    #[test]
+    fn a_console_that_does_not_end_is_given_up_at_the_deadline() {
+        let (sender, receiver) = channel();
+        sender.send(b"a".to_vec()).unwrap();
+        let soon = Instant::now() + Duration::from_millis(20);
+        let mut seen = Vec::new();
+        let followed = follow(&receiver, soon, |chunk| {
+            seen.extend_from_slice(chunk);
+            Ok(true)
+        });
+        assert!(matches!(followed, Ok(Followed::TooLong)));
+        assert_eq!(seen, b"a");
+        sender.send(b"b".to_vec()).unwrap();
+        drop(sender);
+        let later = Instant::now() + Duration::from_secs(60);
+        assert!(matches!(follow(&receiver, later, |_| Ok(true)), Ok(Followed::ToTheEnd)));
+    }
+
+    #[test]
+    fn a_console_without_end_is_given_up_too() {
+        let (sender, receiver) = channel();
+        sender.send(b"a".to_vec()).unwrap();
+        let later = Instant::now() + Duration::from_secs(60);
+        assert!(matches!(follow(&receiver, later, |_| Ok(false)), Ok(Followed::TooMuch)));
+    }
+}

@@ -1,0 +1,324 @@
+//! What a console says, and whether that is a pass. `qemu/README.md` has the rules in words.
+//!
+//! Host and hypervisor share one UART, so nothing on it is believed but a verdict with this run's nonce, and
+//! facts of the hypervisor are taken from their first line, which is printed before the host runs.
+
+use crate::report::Check;
+use std::collections::{BTreeMap, HashMap};
+
+const DEED: &str = "[deed] ";
+const PANIC: &str = "PANIC";
+const VERDICT: &str = "verdict ";
+
+/// A console, taken apart.
+#[derive(Debug, Default)]
+pub(crate) struct Console {
+    /// `STEP` lines in their order.
+    pub(crate) steps: Vec<Check>,
+    /// `STEP` and `DONE` lines that are not well formed or say that something failed.
+    complaints: Vec<String>,
+    /// `[deed] ` lines, without that.
+    deed: Vec<String>,
+}
+
+/// How QEMU ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// By itself, with this status.
+    Status(i32),
+    /// By a signal that this command did not send.
+    Signal,
+    /// It was ended after so many seconds.
+    Timeout(u64),
+    /// It was ended because it printed without end.
+    Flood,
+}
+
+/// What must be seen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Expectation<'a> {
+    /// This run's nonce.
+    pub(crate) nonce: u64,
+    /// Lists of steps; the order counts within each.
+    pub(crate) steps: &'a [Vec<&'a str>],
+    /// Fields that the verdict must have, beside the nonce.
+    pub(crate) verdict: &'a BTreeMap<String, toml::Value>,
+    /// The boot must stop with this message, and there must be no verdict.
+    pub(crate) stop: Option<&'a str>,
+}
+
+impl Console {
+    /// Takes a console apart.
+    pub(crate) fn parse(text: &str) -> Self {
+        let mut console = Self::default();
+        for line in text.lines().map(|line| line.trim_end_matches('\r')) {
+            if let Some(line) = line.strip_prefix(DEED) {
+                console.deed.push(line.to_owned());
+            } else if line.split(' ').next() == Some("STEP") {
+                match parse_step(line) {
+                    Some(step) => console.steps.push(step),
+                    None => console.complaints.push(line.to_owned()),
+                }
+            } else if let Some(rest) = line.strip_prefix("DONE ")
+                && !rest.ends_with(" 0 failed")
+            {
+                console.complaints.push(line.to_owned());
+            }
+        }
+        console
+    }
+
+    /// Returns the `key=value` words of the first `[deed] ` line that begins with `start`.
+    pub(crate) fn facts(&self, start: &str) -> Option<HashMap<&str, &str>> {
+        self.deed.iter().find_map(|line| line.strip_prefix(start)).map(words)
+    }
+
+    /// Checks everything that a scenario asks of its console.
+    pub(crate) fn judge(&self, expectation: &Expectation<'_>, ending: Ending) -> Vec<Check> {
+        let mut checks = self.judge_steps(expectation.steps);
+        match expectation.stop {
+            Some(message) => checks.extend(self.judge_stop(message)),
+            None => checks.push(self.judge_verdict(expectation)),
+        }
+        checks.extend(self.judge_health(expectation.stop.is_some_and(|message| message.starts_with(PANIC))));
+        checks.push(judge_ending(ending));
+        checks
+    }
+
+    /// Checks what even a control run must show: the hypervisor lived to its end.
+    pub(crate) fn judge_end(&self, nonce: u64, ending: Ending) -> Vec<Check> {
+        let expectation = Expectation { nonce, steps: &[], verdict: &BTreeMap::new(), stop: None };
+        let mut checks = vec![self.judge_verdict(&expectation)];
+        checks.extend(self.judge_panic());
+        checks.push(judge_ending(ending));
+        checks
+    }
+
+    fn judge_steps(&self, expected: &[Vec<&str>]) -> Vec<Check> {
+        let mut checks = self.steps.clone();
+        for list in expected {
+            let mut last = None;
+            for name in list {
+                let seen: Vec<usize> =
+                    (0..self.steps.len()).filter(|&index| self.steps[index].name == *name).collect();
+                match seen[..] {
+                    [] => checks.push(Check::new(name, "the step is seen", "not seen", false)),
+                    [at] if last.is_some_and(|last| at < last) => {
+                        checks.push(Check::new(name, "the listed order", "seen too early", false));
+                    }
+                    [at] => last = Some(at),
+                    // Said below, for steps that are not listed too.
+                    _ => {}
+                }
+            }
+        }
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for step in &self.steps {
+            *counts.entry(&step.name).or_default() += 1;
+        }
+        let twice = counts.into_iter().filter(|(_, count)| *count > 1);
+        checks
+            .extend(twice.map(|(name, n)| {
+                Check::new(name, "the step is seen once", format!("seen {n} times"), false)
+            }));
+        checks
+    }
+
+    fn judge_verdict(&self, expectation: &Expectation<'_>) -> Check {
+        let mut expected = format!("nonce={:016x}", expectation.nonce);
+        let reason = toml::Value::from("off");
+        let mut fields: Vec<(&str, &toml::Value)> = vec![("reason", &reason)];
+        fields.retain(|(name, _)| !expectation.verdict.contains_key(*name));
+        fields.extend(expectation.verdict.iter().map(|(name, value)| (name.as_str(), value)));
+        for (name, value) in &fields {
+            expected += &format!(" {name}={}", plain(value));
+        }
+        let verdicts: Vec<&str> = self.deed.iter().filter_map(|line| line.strip_prefix(VERDICT)).collect();
+        let observed = match verdicts.len() {
+            0 => "no verdict".to_owned(),
+            _ => verdicts.join(" and "),
+        };
+        let is_right = |verdict: &str| {
+            let words = words(verdict);
+            let nonce = words.get("nonce").and_then(|nonce| u64::from_str_radix(nonce, 16).ok());
+            nonce == Some(expectation.nonce)
+                && fields.iter().all(|(name, value)| words.get(name).copied() == Some(plain(value).as_str()))
+        };
+        let pass = matches!(verdicts[..], [verdict] if is_right(verdict));
+        Check::new("verdict", expected, observed, pass)
+    }
+
+    fn judge_stop(&self, message: &str) -> Vec<Check> {
+        let line = self.deed.iter().find(|line| line.contains(message));
+        let observed = line.or(self.deed.last()).map_or("nothing", String::as_str);
+        let mut checks = vec![Check::new("stop", format!("`{message}`"), observed, line.is_some())];
+        if let Some(verdict) = self.deed.iter().find(|line| line.starts_with(VERDICT)) {
+            checks.push(Check::new("stop", "no verdict", verdict, false));
+        }
+        checks
+    }
+
+    fn judge_health(&self, panic_is_expected: bool) -> Vec<Check> {
+        let mut checks = Vec::new();
+        if !panic_is_expected {
+            checks.extend(self.judge_panic());
+        }
+        checks
+            .extend(self.complaints.iter().map(|line| Check::new("program", "a passing line", line, false)));
+        checks
+    }
+
+    fn judge_panic(&self) -> Option<Check> {
+        let panic = self.deed.iter().find(|line| line.starts_with(PANIC))?;
+        Some(Check::new("panic", "no PANIC line", panic, false))
+    }
+}
+
+fn judge_ending(ending: Ending) -> Check {
+    let observed = match ending {
+        Ending::Status(status) => format!("status {status}"),
+        Ending::Signal => "ended by a signal".to_owned(),
+        Ending::Timeout(seconds) => format!("still running after {seconds} s"),
+        Ending::Flood => "printed without end".to_owned(),
+    };
+    Check::new("exit", "QEMU ends by itself with status 0", observed, ending == Ending::Status(0))
+}
+
+/// `STEP name | expected | observed | pass`; a bar within `observed` stays there.
+fn parse_step(line: &str) -> Option<Check> {
+    let rest = line.strip_prefix("STEP ")?;
+    let (rest, outcome) = rest.rsplit_once(" | ")?;
+    let pass = match outcome.trim_end() {
+        "pass" => true,
+        "fail" => false,
+        _ => return None,
+    };
+    let mut parts = rest.splitn(3, " | ").map(str::trim);
+    let (name, expected, observed) = (parts.next()?, parts.next()?, parts.next()?);
+    let is_name =
+        !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    is_name.then(|| Check::new(name, expected, observed, pass))
+}
+
+fn words(line: &str) -> HashMap<&str, &str> {
+    line.split_ascii_whitespace().filter_map(|word| word.split_once('=')).collect()
+}
+
+/// A TOML value as it stands in a verdict line: text without its quotes.
+fn plain(value: &toml::Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "[deed] image base=0x40200000 end=0x40400000\r\n\
+        [host] up\r\n\
+        STEP a | 1 | 1 | pass\r\n\
+        some prose\r\n\
+        STEP b | x | y | z | pass\r\n\
+        DONE 2 passed, 0 failed\r\n\
+        [deed] verdict nonce=00000000000000ab reason=off aborts=0 host=9 hyp=3 guest=0\r\n";
+
+    fn judge_with(text: &str, verdict: &str, ending: Ending) -> Vec<String> {
+        let verdict = toml::from_str(verdict).unwrap();
+        let steps = [vec!["a", "b"]];
+        let expectation = Expectation { nonce: 0xab, steps: &steps, verdict: &verdict, stop: None };
+        let checks = Console::parse(text).judge(&expectation, ending);
+        checks.into_iter().filter(|check| !check.pass).map(|check| check.complaint()).collect()
+    }
+
+    fn judge(text: &str) -> Vec<String> {
+        judge_with(text, "", Ending::Status(0))
+    }
+
+    fn assert_complaint(complaints: &[String], name: &str, text: &str) {
+        let hit = complaints.iter().any(|line| line.starts_with(name) && line.contains(text));
+        assert!(hit, "{name}, {text}: {complaints:?}");
+    }
+
+    #[test]
+    fn a_good_console_passes() {
+        assert_eq!(judge(GOOD), [] as [&str; 0]);
+        assert_eq!(judge_with(GOOD, "guest = 0\nreason = \"off\"", Ending::Status(0)), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn no_verdict_a_second_one_and_a_wrong_nonce_are_failures() {
+        let without = GOOD.replace("[deed] verdict", "[host] verdict");
+        assert_complaint(&judge(&without), "verdict", "no verdict");
+        let line = GOOD.lines().last().unwrap();
+        assert_complaint(&judge(&format!("{GOOD}{line}\n")), "verdict", " and ");
+        let forged = line.replace("ab", "ac");
+        assert_complaint(&judge(&format!("{forged}\n{GOOD}")), "verdict", "ac");
+        assert_complaint(&judge(&GOOD.replace("00ab", "00ac")), "verdict", "00ac");
+        assert_complaint(&judge(&GOOD.replace("nonce=00000000000000ab ", "")), "verdict", "");
+    }
+
+    #[test]
+    fn a_verdict_with_another_field_than_asked_is_a_failure() {
+        assert_complaint(&judge_with(GOOD, "reason = \"reset\"", Ending::Status(0)), "verdict", "reason=off");
+        assert_complaint(&judge_with(GOOD, "aborts = 1", Ending::Status(0)), "verdict", "aborts=0");
+        assert_complaint(&judge(&GOOD.replace("reason=off", "reason=reset")), "verdict", "reset");
+    }
+
+    #[test]
+    fn a_panic_line_is_a_failure() {
+        assert_complaint(&judge(&format!("[deed] PANIC at the disco\n{GOOD}")), "panic", "disco");
+    }
+
+    #[test]
+    fn a_missing_a_failed_a_repeated_and_a_misplaced_step_are_failures() {
+        assert_complaint(&judge(&GOOD.replace("STEP a", "step a")), "a", "not seen");
+        assert_complaint(&judge(&GOOD.replace("1 | pass", "2 | fail")), "a", "observed 2");
+        assert_complaint(&judge(&format!("STEP a | 1 | 1 | pass\n{GOOD}")), "a", "seen 2 times");
+        assert_complaint(&judge(&format!("STEP c | 1 | 2 | fail\n{GOOD}")), "c", "observed 2");
+        let b = "STEP b | x | y | z | pass\r\n";
+        assert_complaint(&judge(&format!("{b}{}", GOOD.replace(b, ""))), "b", "too early");
+    }
+
+    #[test]
+    fn a_torn_step_and_a_bad_total_are_failures() {
+        assert_complaint(&judge(&format!("STEP d | 1 | 1\n{GOOD}")), "program", "STEP d");
+        assert_complaint(&judge(&format!("STEP d | 1 | 1 | maybe\n{GOOD}")), "program", "maybe");
+        assert_complaint(&judge(&GOOD.replace("0 failed", "1 failed")), "program", "1 failed");
+    }
+
+    #[test]
+    fn any_ending_but_status_0_is_a_failure() {
+        for ending in [Ending::Status(1), Ending::Signal, Ending::Timeout(9), Ending::Flood] {
+            assert_complaint(&judge_with(GOOD, "", ending), "exit", "");
+        }
+    }
+
+    #[test]
+    fn a_step_that_observed_a_bar_keeps_it() {
+        let console = Console::parse(GOOD);
+        assert_eq!(console.steps[1], Check::new("b", "x", "y | z", true));
+    }
+
+    #[test]
+    fn a_boot_that_must_stop_passes_with_its_message_and_without_a_verdict_only() {
+        let complaints = |text: &str, message| {
+            let expectation =
+                Expectation { nonce: 0xab, steps: &[], verdict: &BTreeMap::new(), stop: Some(message) };
+            let checks = Console::parse(text).judge(&expectation, Ending::Status(0));
+            checks.iter().filter(|check| !check.pass).count()
+        };
+        let text = "[deed] boot stopped: the ramdisk overlaps the device tree\n";
+        assert_eq!(complaints(text, "overlaps the device tree"), 0);
+        assert_eq!(complaints(text, "beyond RAM"), 1);
+        assert_eq!(complaints(&text.replace("deed", "host"), "overlaps"), 1);
+        assert_eq!(complaints(&format!("{text}{GOOD}"), "overlaps"), 1);
+        assert_eq!(complaints("[deed] PANIC stack overflow\n", "PANIC stack"), 0);
+        assert_eq!(complaints("[deed] PANIC stack overflow\n", "stack"), 1);
+    }
+
+    #[test]
+    fn facts_come_from_the_first_line_that_has_them() {
+        let console = Console::parse(&format!("{GOOD}[deed] image base=0x1 end=0x2\n"));
+        assert_eq!(console.facts("image ").unwrap()["base"], "0x40200000");
+        assert!(console.facts("host stage-2 ").is_none());
+    }
+}

@@ -1,0 +1,80 @@
+//! What Rust's test runner prints: which tests failed, and its own summary.
+
+/// A run of one or more test programs.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Summary {
+    /// Names of the tests that failed.
+    pub(crate) failed_tests: Vec<String>,
+    /// Numbers of the `test result:` lines, added up.
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    /// A test program that began and did not come to its summary: it crashed, or was ended.
+    pub(crate) is_cut_short: bool,
+}
+
+impl Summary {
+    /// Reads the output of `cargo test`.
+    pub(crate) fn parse(text: &str) -> Self {
+        let mut summary = Self::default();
+        for line in text.lines() {
+            if line.starts_with("running ") && (line.ends_with(" tests") || line.ends_with(" test")) {
+                summary.is_cut_short = true;
+            } else if let Some(result) = line.strip_prefix("test result: ") {
+                summary.is_cut_short = false;
+                summary.passed += number_before(result, " passed");
+                summary.failed += number_before(result, " failed");
+            } else if let Some(name) =
+                line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED"))
+            {
+                summary.failed_tests.push(name.trim_end_matches(" - should panic").to_owned());
+            }
+        }
+        summary
+    }
+}
+
+fn number_before(text: &str, word: &str) -> u64 {
+    let digits = text.split(word).next().and_then(|before| before.rsplit(' ').next());
+    digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
+/// The summary line of this command's own tests, in the same form.
+pub(crate) fn result_line(passed: usize, failed: usize, elapsed: std::time::Duration) -> String {
+    let verdict = if failed == 0 { "ok" } else { "FAILED" };
+    format!(
+        "test result: {verdict}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out; \
+         finished in {:.2}s",
+        elapsed.as_secs_f64()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "running 2 tests\n\
+        test a::b ... ok\n\
+        test a::c ... FAILED\n\
+        test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 3 filtered out; finished in 0.01s\n\
+        running 1 test\n\
+        test d - should panic ... ok\n\
+        test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n";
+
+    #[test]
+    fn summaries_of_several_programs_are_added_up() {
+        let summary = Summary::parse(TEXT);
+        assert_eq!((summary.passed, summary.failed, summary.is_cut_short), (2, 1, false));
+        assert_eq!(summary.failed_tests, ["a::c"]);
+    }
+
+    #[test]
+    fn a_program_without_a_summary_was_cut_short() {
+        assert!(Summary::parse(&format!("{TEXT}running 4 tests\ntest x ... ")).is_cut_short);
+    }
+
+    #[test]
+    fn the_own_summary_line_reads_like_the_runners() {
+        let line = result_line(3, 1, std::time::Duration::from_millis(1500));
+        assert_eq!((Summary::parse(&line).passed, Summary::parse(&line).failed), (3, 1));
+    }
+}

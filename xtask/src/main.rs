@@ -1,0 +1,71 @@
+//! Deed's commands. `cargo xtask` lists them.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`verbs`] | one file per command |
+//! | [`toolchain`] | which compiler builds for the bare machine, and how it is called |
+//! | [`images`] | building the images; [`elf`] and [`cpio`] are the formats |
+//! | [`scenario`] | the files of `qemu/scenarios` |
+//! | [`boot`] | one run of QEMU, from the command line to the checks |
+//! | [`console`] | what a console says, and whether that is a pass |
+//! | [`aftermath`] | the memory that a run leaves behind, and what must not be in it: [`ram`], [`secret`], [`stage2`] |
+//! | [`patch`], [`libtest`] | seeded faults, and what the tests said about them |
+//! | [`report`], [`ui`] | what people and machines are told |
+
+#![forbid(unsafe_code)]
+
+mod aftermath;
+mod boot;
+mod console;
+mod cpio;
+mod elf;
+mod images;
+mod libtest;
+mod patch;
+mod ram;
+mod report;
+mod scenario;
+mod secret;
+mod stage2;
+mod toolchain;
+mod tree;
+mod ui;
+mod verbs;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+/// Build, boot and test Deed. Every command sets up what it lacks.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(clap::Subcommand)]
+enum Verb {
+    Setup(verbs::setup::Args),
+    Qemu(verbs::qemu::Args),
+    Test(verbs::test::Args),
+    Lint(verbs::lint::Args),
+    Mutants(verbs::mutants::Args),
+}
+
+fn main() -> ExitCode {
+    let done = tree::Tree::of_this_checkout().and_then(|tree| match Cli::parse().verb {
+        Verb::Setup(args) => verbs::setup::run(&tree, &args),
+        Verb::Qemu(args) => verbs::qemu::run(&tree, &args),
+        Verb::Test(args) => verbs::test::run(&tree, &args),
+        Verb::Lint(args) => verbs::lint::run(&tree, &args),
+        Verb::Mutants(args) => verbs::mutants::run(&tree, &args),
+    });
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

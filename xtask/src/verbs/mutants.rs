@@ -1,0 +1,313 @@
+//! `cargo xtask mutants`: seeds each fault of `tests/faults` into a copy of the sources and names what
+//! catches it. A fault that nobody catches is a failure: of the tests.
+
+use crate::boot::{self, Options};
+use crate::images::Builder;
+use crate::libtest::{Summary, result_line};
+use crate::patch::{Catcher, Layer, Patch};
+use crate::report::{Fault, Report};
+use crate::scenario::{Overrides, Scenario};
+use crate::toolchain::{Need, Toolchain};
+use crate::tree::Tree;
+use crate::ui::{Task, command_line, seconds};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A test program that runs longer hangs, which is a way of noticing a fault.
+const UNIT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Seed the faults of tests/faults, one after the other, and name what catches each.
+///
+/// The faults go into a copy of the sources under target/mutants; the checkout is not touched.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Only faults whose name contains this.
+    filter: Option<String>,
+    /// Only faults of this layer.
+    #[arg(long, value_enum)]
+    layer: Option<Layer>,
+    /// Write the result as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Print command lines.
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
+    Report::new("mutants").around(args.json.as_deref(), |report| {
+        let faults = report.faults.insert(Vec::new());
+        let mut patches = Patch::load_all(&tree.root.join("tests/faults"))?;
+        patches.retain(|patch| args.layer.is_none_or(|layer| layer == patch.layer));
+        patches
+            .retain(|patch| args.filter.as_ref().is_none_or(|filter| patch.name.contains(filter.as_str())));
+        ensure!(!patches.is_empty(), "there is no such fault in tests/faults");
+        patches.sort_by_key(|patch| patch.layer);
+
+        let boots = patches.iter().any(|patch| patch.layer == Layer::Emulator);
+        let toolchain = boots.then(|| Toolchain::ensure(&[Need::Build, Need::Qemu])).transpose()?;
+        report.env = match &toolchain {
+            Some(toolchain) => toolchain.environment(),
+            None => crate::report::Environment {
+                rustc: Toolchain::version_of_build_machine(),
+                ..Default::default()
+            },
+        };
+        let lab = Lab::new(tree, toolchain, args.verbose)?;
+        lab.check_that_all_is_well_without_a_fault(&patches)?;
+
+        let began = Instant::now();
+        println!("\nrunning {} faults", patches.len());
+        let mut missed = 0;
+        for patch in &patches {
+            let began = Instant::now();
+            let caught = lab.try_fault(patch);
+            let took = seconds(began.elapsed());
+            let name = &patch.name;
+            match &caught {
+                Ok(caught) if caught.is_empty() => {
+                    println!("test fault::{name} ... FAILED (not caught, {took})")
+                }
+                Ok(caught) => println!("test fault::{name} ... ok (caught by {}, {took})", caught.join(", ")),
+                Err(error) => println!("test fault::{name} ... FAILED ({error:#})"),
+            }
+            let caught_by = caught.unwrap_or_default();
+            missed += usize::from(caught_by.is_empty());
+            faults.push(Fault { name: name.clone(), caught_by });
+        }
+        println!("\n{}\n", result_line(patches.len() - missed, missed, began.elapsed()));
+        let verdict = if missed == 0 { "PASSED" } else { "FAILED" };
+        println!("{verdict}: {} of {} faults were caught", patches.len() - missed, patches.len());
+        Ok(missed == 0)
+    })
+}
+
+/// Where faults are tried: a copy of the sources with target folders of its own. (The checkout's own target
+/// folder would not do: cargo could not tell the two copies apart.)
+struct Lab {
+    source: PathBuf,
+    tree: Tree,
+    toolchain: Option<Toolchain>,
+    verbose: bool,
+}
+
+impl Lab {
+    fn new(tree: &Tree, toolchain: Option<Toolchain>, verbose: bool) -> Result<Self> {
+        let folder = tree.target.join("mutants");
+        let lab = Self {
+            source: tree.root.clone(),
+            tree: Tree { root: folder.join("tree"), target: folder.join("target") },
+            toolchain,
+            verbose,
+        };
+        lab.refresh()?;
+        Ok(lab)
+    }
+
+    /// Makes the copy equal to the checkout. Files that are equal already keep their times, so that cargo
+    /// rebuilds only what has changed.
+    fn refresh(&self) -> Result<()> {
+        copy_folder(&self.source, &self.tree.root).context("cannot copy the sources")
+    }
+
+    /// Seeds a fault, runs the tests that must catch it, and returns which did.
+    fn try_fault(&self, patch: &Patch) -> Result<Vec<String>> {
+        let task = Task::begin(format!("{}: {}", patch.name, patch.fault));
+        let caught = self.apply(patch).and_then(|()| self.catchers_of(patch));
+        self.refresh()?;
+        let is_caught = caught.as_ref().is_ok_and(|caught| !caught.is_empty());
+        task.done(if is_caught { "caught" } else { "NOT caught" });
+        caught
+    }
+
+    fn catchers_of(&self, patch: &Patch) -> Result<Vec<String>> {
+        let mut caught = Vec::new();
+        for catcher in &patch.catchers {
+            caught.extend(self.run(catcher)?);
+        }
+        Ok(caught)
+    }
+
+    fn apply(&self, patch: &Patch) -> Result<()> {
+        let mut command = Command::new("git");
+        // The copy lies within the checkout's target folder: git must not take it for a part of that.
+        let ceiling = self.tree.root.parent().context("no folder")?.canonicalize()?;
+        command.env("GIT_CEILING_DIRECTORIES", ceiling).current_dir(&self.tree.root);
+        command.arg("apply").arg(&patch.path).stdin(Stdio::null());
+        let output = command.output().context("cannot start git")?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "the patch does not apply: {}", complaint.trim());
+        Ok(())
+    }
+
+    /// A test that fails without a fault, or that does not exist, can catch nothing.
+    fn check_that_all_is_well_without_a_fault(&self, patches: &[Patch]) -> Result<()> {
+        let task = Task::begin("the tests that must catch the faults, without a fault");
+        let mut scenarios = BTreeSet::new();
+        for catcher in patches.iter().flat_map(|patch| &patch.catchers).collect::<BTreeSet<_>>() {
+            let failures = match catcher {
+                Catcher::Unit { .. } => self.run(catcher)?,
+                Catcher::Emulator { scenario, .. } if scenarios.insert(scenario) => {
+                    self.run(&Catcher::Emulator { scenario: scenario.clone(), step: None })?
+                }
+                Catcher::Emulator { .. } => Vec::new(),
+            };
+            ensure!(failures.is_empty(), "without a fault these fail already: {}", failures.join(", "));
+        }
+        task.done("pass");
+        Ok(())
+    }
+
+    /// Runs the tests that a catcher names; returns those that failed.
+    fn run(&self, catcher: &Catcher) -> Result<Vec<String>> {
+        match catcher {
+            Catcher::Unit { package, test } => self.run_unit(package, test),
+            Catcher::Emulator { scenario, step } => self.run_boot(scenario, step.as_deref()),
+        }
+    }
+
+    fn run_unit(&self, package: &str, test: &str) -> Result<Vec<String>> {
+        let mut failures = Vec::new();
+        let mut ran = false;
+        for (folder, program) in self.build_tests(package)? {
+            let (text, is_over) = self.run_test_program(&folder, &program, test)?;
+            let summary = Summary::parse(&text);
+            ran |= summary.is_cut_short || summary.passed + summary.failed > 0;
+            failures.extend(summary.failed_tests.iter().map(|name| format!("unit/{package}::{name}")));
+            if summary.is_cut_short && summary.failed_tests.is_empty() {
+                let why = if is_over { "crashed" } else { "hung" };
+                failures.push(format!("unit/{package}::{test} ({why})"));
+            }
+        }
+        ensure!(ran, "{package} has no test with `{test}` in its name");
+        Ok(failures)
+    }
+
+    /// Builds a package's tests; returns for each program the folder to run it in and its path.
+    fn build_tests(&self, package: &str) -> Result<Vec<(PathBuf, PathBuf)>> {
+        let mut command = Command::new("cargo");
+        command.current_dir(&self.tree.root).args(["test", "--quiet", "--no-run", "--package", package]);
+        command.args(["--message-format=json-render-diagnostics", "--target-dir"]).arg(&self.tree.target);
+        if self.verbose {
+            eprintln!("{}", command_line(&command));
+        }
+        let output =
+            command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+        if !output.status.success() {
+            bail!("the tests of {package} do not build: a fault must be one that the compiler lets through");
+        }
+        let mut programs = Vec::new();
+        for line in String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.starts_with('{')) {
+            let message: serde_json::Value = serde_json::from_str(line)?;
+            let field =
+                |path: &str| message.pointer(path).and_then(serde_json::Value::as_str).map(PathBuf::from);
+            let is_test = message.pointer("/profile/test") == Some(&serde_json::Value::Bool(true));
+            if let (Some(program), Some(manifest), true) =
+                (field("/executable"), field("/manifest_path"), is_test)
+            {
+                programs.push((manifest.parent().context("no folder")?.to_path_buf(), program));
+            }
+        }
+        Ok(programs)
+    }
+
+    /// Runs one test program; returns what it printed and whether it ended by itself.
+    fn run_test_program(&self, folder: &Path, program: &Path, test: &str) -> Result<(String, bool)> {
+        let log = self.tree.target.join("test.log");
+        let mut command = Command::new(program);
+        command.current_dir(folder).arg(test).stdin(Stdio::null());
+        let file = fs::File::create(&log)?;
+        let mut child =
+            command.stdout(file.try_clone()?).stderr(file).spawn().context("cannot start a test")?;
+        let deadline = Instant::now() + UNIT_TIMEOUT;
+        let mut is_over = false;
+        while !is_over && Instant::now() < deadline {
+            is_over = child.try_wait()?.is_some();
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if !is_over {
+            // It may have ended meanwhile: `wait` tells.
+            let _ = child.kill();
+            child.wait()?;
+        }
+        Ok((String::from_utf8_lossy(&fs::read(&log)?).into_owned(), is_over))
+    }
+
+    fn run_boot(&self, name: &str, step: Option<&str>) -> Result<Vec<String>> {
+        let toolchain = self.toolchain.as_ref().context("no compiler for boots")?;
+        let scenario = Scenario::load(&self.tree, name)?;
+        let mut builder = Builder::new(&self.tree, toolchain, false, self.verbose);
+        let options = Options {
+            live: false,
+            verbose: self.verbose,
+            gdb: false,
+            control: false,
+            timeout: None,
+            label: name.to_owned(),
+        };
+        let machine = scenario.machine(&Overrides::default());
+        let outcome = boot::scenario(&self.tree, &mut builder, &scenario, &machine, &options)?;
+        // A named step must be the one that fails; a boot that breaks before it comes to it has it missing.
+        let named = outcome.failures().filter(|check| step.is_none_or(|step| check.name == step));
+        let names: BTreeSet<String> = named.map(|check| format!("emulator/{name}/{}", check.name)).collect();
+        Ok(names.into_iter().collect())
+    }
+}
+
+/// Makes `to` equal to `from`, but for version control and build results.
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    let is_left_out = |name: &std::ffi::OsStr| name == "target" || name == ".git";
+    let mut present = BTreeSet::new();
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if is_left_out(&name) {
+            continue;
+        }
+        let (source, copy) = (entry.path(), to.join(&name));
+        if entry.file_type()?.is_dir() {
+            copy_folder(&source, &copy)?;
+        } else if fs::read(&copy).ok() != Some(fs::read(&source)?) {
+            fs::copy(&source, &copy)?;
+        }
+        present.insert(name);
+    }
+    for entry in fs::read_dir(to)? {
+        let entry = entry?;
+        if !present.contains(&entry.file_name()) {
+            let path = entry.path();
+            if entry.file_type()?.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_becomes_equal_and_equal_files_are_left_alone() {
+        let folder = std::env::temp_dir().join(format!("deed-copy-{}", std::process::id()));
+        let (from, to) = (folder.join("from"), folder.join("to"));
+        fs::create_dir_all(from.join("a/target")).unwrap();
+        fs::write(from.join("a/same"), "1").unwrap();
+        fs::write(from.join("a/changed"), "1").unwrap();
+        copy_folder(&from, &to).unwrap();
+        let time = fs::metadata(to.join("a/same")).unwrap().modified().unwrap();
+
+        fs::write(to.join("a/changed"), "fault").unwrap();
+        fs::write(to.join("a/new"), "fault").unwrap();
+        copy_folder(&from, &to).unwrap();
+        assert_eq!(fs::read(to.join("a/changed")).unwrap(), b"1");
+        assert!(!to.join("a/new").exists() && !to.join("a/target").exists());
+        assert_eq!(fs::metadata(to.join("a/same")).unwrap().modified().unwrap(), time);
+        fs::remove_dir_all(folder).unwrap();
+    }
+}

@@ -1,0 +1,90 @@
+//! `cargo xtask qemu`: boots one scenario and says whether it passed.
+
+use crate::boot::{self, Options};
+use crate::images::Builder;
+use crate::report::Report;
+use crate::scenario::{Overrides, Scenario};
+use crate::toolchain::{Need, Toolchain};
+use crate::tree::Tree;
+use crate::ui::seconds;
+use anyhow::Result;
+use std::path::PathBuf;
+
+/// Boot Deed in QEMU with one scenario (qemu/README.md) and check what it shows.
+///
+/// The console is shown live and kept in target/deed/SCENARIO.log. Ends by itself; the exit status is 0 if
+/// everything that the scenario asks for was seen.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Name of a file in qemu/scenarios, without .toml.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    scenario: String,
+    /// RAM of the machine, such as 512M or 16G.
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<String>,
+    /// CPU model: cortex-a53, cortex-a76, max, or another that QEMU knows.
+    #[arg(long, value_name = "MODEL")]
+    cpu: Option<String>,
+    /// Number of CPUs.
+    #[arg(long, value_name = "N")]
+    smp: Option<u32>,
+    /// Build without test calls and with full optimisation.
+    #[arg(long)]
+    release: bool,
+    /// Write the result as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// End QEMU after this time instead of the scenario's.
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    /// Stop before the first instruction, wait for a debugger, and say how to attach one. No timeout.
+    #[arg(long)]
+    gdb: bool,
+    /// Print command lines.
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
+    Report::new("qemu").around(args.json.as_deref(), |report| {
+        let scenario = Scenario::load(tree, &args.scenario)?;
+        let by_hand = Overrides { memory: args.memory.clone(), cpu: args.cpu.clone(), smp: args.smp };
+        let machine = scenario.machine(&by_hand);
+        let toolchain = Toolchain::ensure(&[Need::Build, Need::Qemu])?;
+        report.env = toolchain.environment();
+        report.env.cpu = Some(machine.cpu.clone());
+        report.env.smp = Some(machine.smp);
+        report.env.memory = Some(machine.memory.clone());
+
+        let mut builder = Builder::new(tree, &toolchain, args.release, args.verbose);
+        let options = Options {
+            live: true,
+            verbose: args.verbose,
+            gdb: args.gdb,
+            control: !args.gdb,
+            timeout: args.timeout,
+            label: scenario.name.clone(),
+        };
+        let outcome = boot::scenario(tree, &mut builder, &scenario, &machine, &options)?;
+        let pass = outcome.pass();
+        for check in &outcome.checks {
+            if check.pass {
+                println!("ok   {}: {}", check.name, check.observed);
+            } else {
+                println!("FAIL {}", check.complaint());
+            }
+        }
+        let verdict = if pass { "PASSED" } else { "FAILED" };
+        let failed = outcome.failures().count();
+        println!(
+            "{verdict}: {} on {machine}: {} checks passed, {failed} failed in {} (console: {})",
+            scenario.name,
+            outcome.checks.len() - failed,
+            seconds(outcome.duration),
+            tree.show(&outcome.log),
+        );
+        report.steps = Some(outcome.checks);
+        Ok(pass)
+    })
+}

@@ -1,0 +1,213 @@
+//! `cargo xtask test`: the tests of the build machine, then one boot per scenario and machine.
+
+use crate::boot::{self, Options, Outcome};
+use crate::images::Builder;
+use crate::libtest::{Summary, result_line};
+use crate::report::{Check, Report};
+use crate::scenario::{Overrides, Scenario};
+use crate::toolchain::{Need, Toolchain};
+use crate::tree::Tree;
+use crate::ui::{command_line, seconds};
+use anyhow::{Context, Result, ensure};
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// The grid of --matrix.
+const MEMORIES: [&str; 5] = ["512M", "513M", "1G", "4G", "16G"];
+const CPUS: [&str; 3] = ["cortex-a53", "cortex-a76", "max"];
+
+/// Run all tests: unit tests on the build machine, then the boots of qemu/scenarios.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Only tests and boots whose name contains this.
+    filter: Option<String>,
+    /// Only the tests of the build machine.
+    #[arg(long, conflicts_with_all = ["emulator", "matrix"])]
+    unit: bool,
+    /// Only the boots.
+    #[arg(long)]
+    emulator: bool,
+    /// Only the boots that are marked for it, on every machine of the grid: memory 512M, 513M, 1G, 4G, 16G
+    /// by CPU cortex-a53, cortex-a76, max.
+    #[arg(long)]
+    matrix: bool,
+    /// Boot images without test calls and with full optimisation.
+    #[arg(long)]
+    release: bool,
+    /// Write the result as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Print command lines, and consoles while they are written.
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+/// Passed and failed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    passed: u64,
+    failed: u64,
+}
+
+/// Runs the command.
+pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
+    Report::new("test").around(args.json.as_deref(), |report| {
+        let mut steps = Vec::new();
+        let mut counts = Vec::new();
+        if !args.emulator && !args.matrix {
+            counts.push(("unit", unit(tree, args, &mut steps)?));
+        }
+        if !args.unit {
+            let toolchain = Toolchain::ensure(&[Need::Build, Need::Qemu])?;
+            report.env = toolchain.environment();
+            counts.push(("emulator", emulator(tree, args, &toolchain, &mut steps)?));
+        } else {
+            report.env.rustc = Toolchain::version_of_build_machine();
+        }
+        let failed: u64 = counts.iter().map(|(_, count)| count.failed).sum();
+        let total: u64 = counts.iter().map(|(_, count)| count.passed).sum::<u64>() + failed;
+        for step in steps.iter().filter(|step| !step.pass) {
+            println!("FAILED {}", step.complaint());
+        }
+        report.steps = Some(steps);
+        ensure!(total > 0, "no test has that in its name");
+        let text = |(layer, count): &(&str, Count)| {
+            format!("{layer} {} passed, {} failed", count.passed, count.failed)
+        };
+        let counts: Vec<String> = counts.iter().map(text).collect();
+        println!("{}: {}", if failed == 0 { "PASSED" } else { "FAILED" }, counts.join("; "));
+        Ok(failed == 0)
+    })
+}
+
+/// Runs `cargo test` on everything, showing what it prints.
+fn unit(tree: &Tree, args: &Args, steps: &mut Vec<Check>) -> Result<Count> {
+    let mut command = Command::new("cargo");
+    command.current_dir(&tree.root).args(["test", "--workspace", "--no-fail-fast"]);
+    if let Some(filter) = &args.filter {
+        command.args(["--", filter]);
+    }
+    if args.verbose {
+        eprintln!("{}", command_line(&command));
+    }
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start cargo test")?;
+    let mut text = String::new();
+    for line in BufReader::new(child.stdout.take().context("no output")?).lines() {
+        let line = line?;
+        println!("{line}");
+        text += &line;
+        text.push('\n');
+    }
+    let status = child.wait()?;
+    let summary = Summary::parse(&text);
+    let mut count = Count { passed: summary.passed, failed: summary.failed };
+    let failed = summary.failed_tests.iter();
+    steps.extend(failed.map(|name| Check::new(name, "the test passes", "it failed", false)));
+    if !status.success() && count.failed == 0 {
+        // A test program crashed, or something does not compile: cargo has said which.
+        count.failed = 1;
+        steps.push(Check::new("cargo-test", "status 0", format!("{status}"), false));
+    }
+    let observed = format!("{} passed, {} failed", count.passed, count.failed);
+    steps.push(Check::new("unit", "0 failed", observed, count.failed == 0));
+    Ok(count)
+}
+
+/// Boots every scenario on every machine that it asks for.
+fn emulator(tree: &Tree, args: &Args, toolchain: &Toolchain, steps: &mut Vec<Check>) -> Result<Count> {
+    let mut boots = Vec::new();
+    for name in Scenario::names(tree)? {
+        boots.extend(boots_of(Scenario::load(tree, &name)?, args.matrix));
+    }
+    boots.retain(|(label, ..)| args.filter.as_ref().is_none_or(|filter| label.contains(filter.as_str())));
+    let mut builder = Builder::new(tree, toolchain, args.release, args.verbose);
+    let began = Instant::now();
+    let mut failed = Vec::new();
+    println!("\nrunning {} boots", boots.len());
+    for (label, scenario, by_hand) in &boots {
+        let options = Options {
+            live: args.verbose,
+            verbose: args.verbose,
+            gdb: false,
+            // One control run a scenario is enough: it is about the search, not about the machine.
+            control: *label == scenario.name,
+            timeout: None,
+            label: label.clone(),
+        };
+        let outcome = boot::scenario(tree, &mut builder, scenario, &scenario.machine(by_hand), &options);
+        let outcome = outcome.unwrap_or_else(|error| Outcome::could_not_be_made(tree, &options, &error));
+        let verdict = if outcome.pass() { "ok" } else { "FAILED" };
+        println!(
+            "test qemu::{label} ... {verdict} ({} checks, {})",
+            outcome.checks.len(),
+            seconds(outcome.duration)
+        );
+        if !outcome.pass() {
+            for check in outcome.failures() {
+                println!("    {}", check.complaint());
+            }
+            println!("    console: {}", tree.show(&outcome.log));
+            failed.push(label.as_str());
+        }
+        let named = |check: Check| Check { name: format!("{label}/{}", check.name), ..check };
+        steps.extend(outcome.checks.into_iter().map(named));
+    }
+    if !failed.is_empty() {
+        println!("\nfailures:");
+        failed.iter().for_each(|label| println!("    qemu::{label}"));
+    }
+    let passed = boots.len() - failed.len();
+    println!("\n{}\n", result_line(passed, failed.len(), began.elapsed()));
+    Ok(Count { passed: passed as u64, failed: failed.len() as u64 })
+}
+
+/// The boots of a scenario: name and what differs of the machine.
+fn boots_of(scenario: Scenario, matrix: bool) -> Vec<(String, Scenario, Overrides)> {
+    let mut machines = Vec::new();
+    if matrix && scenario.matrix {
+        for memory in MEMORIES {
+            for cpu in CPUS {
+                let (memory, cpu) = (Some(memory.to_owned()), Some(cpu.to_owned()));
+                machines.push(Overrides { memory, cpu, smp: None });
+            }
+        }
+    } else if !matrix {
+        machines = scenario.also.clone();
+    }
+    let name = &scenario.name;
+    let on =
+        |by_hand: Overrides| (format!("{name}@{}", scenario.machine(&by_hand)), scenario.clone(), by_hand);
+    let mut boots: Vec<_> = machines.into_iter().map(on).collect();
+    if !matrix {
+        boots.insert(0, (name.clone(), scenario.clone(), Overrides::default()));
+    }
+    boots
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(more: &str, matrix: bool) -> Vec<String> {
+        let text = format!("description = \"d\"\nprogram = \"p\"\nsteps = [\"a\"]\n{more}");
+        let scenario = Scenario::parse("s", &text).unwrap();
+        boots_of(scenario, matrix).into_iter().map(|(label, ..)| label).collect()
+    }
+
+    #[test]
+    fn a_scenario_boots_on_its_own_machine_and_those_it_lists() {
+        let also = "also = [{ memory = \"16G\", cpu = \"max\" }]";
+        assert_eq!(labels(also, false), ["s", "s@16G,max,2"]);
+        assert_eq!(labels(also, true), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn the_grid_has_every_memory_with_every_cpu() {
+        let labels = labels("matrix = true", true);
+        assert_eq!(labels.len(), 15);
+        assert!(labels.contains(&"s@513M,cortex-a76,2".to_owned()));
+    }
+}
