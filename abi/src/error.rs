@@ -14,7 +14,9 @@ pub enum Error {
     NoEntry = 2,
     /// The other side must do something first; the same call may succeed later.
     Again = 11,
-    /// Pages are lacking. x2 says how many and x3 to which pool ([`crate::page::Pool`]) to give them.
+    /// Pages are lacking. x2 says how many, a power of two, and x3 to which pool ([`crate::page::Pool`]) to give
+    /// them: contiguous pages aligned to their number will do. A top-up of records or of a VM may itself lack
+    /// tables; one of tables so made never does.
     NoMemory = 12,
     /// The page is in use: pinned, or its VM or vCPU is running.
     Busy = 16,

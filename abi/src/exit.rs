@@ -93,6 +93,7 @@ pub const EXIT_WORDS: usize = 8;
 
 impl Exit {
     /// The values of x2 to x9.
+    #[inline]
     pub fn to_words(self) -> [u64; EXIT_WORDS] {
         let mut words = [0; EXIT_WORDS];
         let (reason, data): (u64, &[u64]) = match &self {

@@ -4,6 +4,7 @@
 //! break the host's own books; it cannot break what Deed promises, and that is what it is for.
 
 use abi::host::{CALL_WORDS, RESULT_WORDS};
+use abi::{HostCall, HostState};
 
 use crate::errno::Errno;
 use crate::fs::File;
@@ -139,9 +140,7 @@ fn touch(host: &mut Host, _: &mut Process, words: &mut [u64; 6]) -> Result<(), E
             (0, 0, 0)
         }
         Err(abort) => {
-            if abort.is_from_el2() {
-                host.counters.marked_aborts = host.counters.marked_aborts.saturating_add(1);
-            }
+            host.note_abort(abort);
             (1, abort.esr, abort.far)
         }
     };
@@ -159,11 +158,18 @@ fn gmem_pfn(_: &mut Host, process: &mut Process, words: &mut [u64; 3]) -> Result
     Ok(())
 }
 
-/// Frees pages of this device. All of the range must be the device's: otherwise EINVAL, and nothing is freed.
+/// Frees pages of this device. All of the range must be the device's: otherwise EINVAL; and EL2 must know them
+/// as the host's own: otherwise EBUSY. Then nothing is freed.
 fn free(host: &mut Host, first: Pfn, count: u64) -> Result<(), Errno> {
     let end = first.0.checked_add(count).ok_or(Errno::EINVAL)?;
     if (first.0..end).any(|number| host.frames.holder(Pfn(number)) != Some(Holder::Research)) {
         return Err(Errno::EINVAL);
+    }
+    for pfn in first.0..end {
+        let state = host.call(HostCall::QueryPage { pfn }).ok().and_then(|result| result.host_state());
+        if state.is_some_and(|state| state != HostState::Owned) {
+            return Err(Errno::EBUSY);
+        }
     }
     for number in first.0..end {
         host.give_back(Pfn(number));

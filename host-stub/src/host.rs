@@ -5,7 +5,7 @@ use abi::host::HostResult;
 use abi::page::Pool;
 
 use crate::errno::Errno;
-use crate::machine::Machine;
+use crate::machine::{Abort, Machine};
 use crate::mm::{Frames, Holder, Pfn};
 
 /// Counts of things that happened.
@@ -69,6 +69,13 @@ impl<'m> Host<'m> {
         number
     }
 
+    /// Counts an abort of the kernel's own, if it has EL2's mark.
+    pub fn note_abort(&mut self, abort: Abort) {
+        if abort.is_from_el2() {
+            self.counters.marked_aborts = self.counters.marked_aborts.saturating_add(1);
+        }
+    }
+
     /// Takes a frame and fills it with zeros.
     pub fn take_zeroed(&mut self, holder: Holder) -> Result<Pfn, Errno> {
         let frame = self.frames.take(holder).ok_or(Errno::ENOMEM)?;
@@ -117,7 +124,7 @@ impl<'m> Host<'m> {
         Err(Errno::ENOMEM)
     }
 
-    /// Gives `pages` adjacent pages to a pool.
+    /// Gives `pages` adjacent pages, aligned to their number, to a pool.
     pub fn supply(
         &mut self,
         pool: Pool,
@@ -131,7 +138,10 @@ impl<'m> Host<'m> {
             (Pool::Tables | Pool::Metadata, _) => Holder::HypPool,
         };
         let pages = pages.max(1);
-        let first = self.frames.take_range(pages, Holder::Kernel).ok_or(Errno::ENOMEM)?;
+        let first = self
+            .frames
+            .take_aligned(pages, pages.next_power_of_two(), Holder::Kernel)
+            .ok_or(Errno::ENOMEM)?;
         let mut done = 0;
         let outcome = loop {
             let (pfn, left) = (first.plus(done), pages.saturating_sub(done));
@@ -142,12 +152,17 @@ impl<'m> Host<'m> {
                 Holder::VmPool(vm) => HostCall::VmTopUp { vm, pfn: pfn.0, pages: left },
                 _ => HostCall::PoolTopUp { pool, pfn: pfn.0, pages: left },
             };
-            match self.call(call) {
-                Ok(result) => match result.values {
-                    [0, ..] => break Err(Errno::EIO),
-                    [count, ..] => done = done.saturating_add(count.min(left)),
-                },
-                Err(error) => break Err(error),
+            let Some(result) = self.machine.call(call) else { break Err(Errno::EIO) };
+            match (result.outcome, result.values) {
+                (Ok(()), [0, ..]) => break Err(Errno::EIO),
+                (Ok(()), [count, ..]) => done = done.saturating_add(count.min(left)),
+                // What is given here may need tables first; a gift of tables never does.
+                (Err(abi::Error::NoMemory), [tables, ..]) if pool != Pool::Tables => {
+                    if let Err(error) = self.supply(Pool::Tables, tables, &mut |_, _| {}, None) {
+                        break Err(error);
+                    }
+                }
+                (Err(error), _) => break Err(error.into()),
             }
         };
         for page in 0..done {

@@ -378,7 +378,8 @@ impl Caller for TestCaller {
 pub(crate) struct World<'m> {
     pub(crate) host: Host<'m>,
     pub(crate) vm: Rc<Vm>,
-    pub(crate) view: Rc<View>,
+    /// The program's descriptor of the guest_memfd, until it is closed.
+    pub(crate) view: Option<Rc<View>>,
     pub(crate) vcpu: VcpuRef,
     pub(crate) caller: TestCaller,
 }
@@ -409,12 +410,31 @@ impl<'m> World<'m> {
         let mut space = AddressSpace::new(&mut host, 1).unwrap();
         let backing = Backing::Content { view: view.clone(), first: 0 };
         space.map(Self::VA..Self::VA + pages * PAGE, Prot::READ | Prot::WRITE, backing).unwrap();
-        Self { host, vm, view, vcpu, caller: TestCaller { space } }
+        Self { host, vm, view: Some(view), vcpu, caller: TestCaller { space } }
+    }
+
+    /// The open file.
+    pub(crate) fn view(&self) -> &Rc<View> {
+        self.view.as_ref().unwrap()
+    }
+
+    /// Its inode.
+    pub(crate) fn inode(&self) -> &Rc<Inode> {
+        self.view().inode()
+    }
+
+    /// The program closes and unmaps the guest_memfd.
+    pub(crate) fn close_file(&mut self) {
+        let all = Self::VA..Self::VA + self.inode().size();
+        let unmapped = self.caller.space.unmap(&mut self.host, &all);
+        release_unmapped(&mut self.host, Vec::new(), unmapped);
+        let view = self.view.take().unwrap();
+        release_file(&mut self.host, Rc::new(crate::fs::File::Gmem(view)));
     }
 
     /// The guest touches every page of its memory.
     pub(crate) fn give_all_pages(&mut self) {
-        for page in 0..self.view.inode().pages() {
+        for page in 0..self.inode().pages() {
             give_page(&mut self.host, &mut self.caller, &self.vm, Self::IPA + page * PAGE).unwrap();
         }
     }
@@ -437,7 +457,7 @@ impl<'m> World<'m> {
 
     /// The frame of a page of content.
     pub(crate) fn frame(&self, page: u64) -> Pfn {
-        self.view.inode().page(page).unwrap().frame
+        self.inode().page(page).unwrap().frame
     }
 
     /// Closes all that the program has.
@@ -446,7 +466,9 @@ impl<'m> World<'m> {
         let Self { mut host, vm, view, vcpu, caller } = self;
         release_file(&mut host, Rc::new(File::Vm(vm)));
         release_file(&mut host, Rc::new(File::Vcpu(vcpu)));
-        release_file(&mut host, Rc::new(File::Gmem(view)));
+        if let Some(view) = view {
+            release_file(&mut host, Rc::new(File::Gmem(view)));
+        }
         let unmapped = caller.space.destroy(&mut host);
         release_unmapped(&mut host, Vec::new(), unmapped);
         host

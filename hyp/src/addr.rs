@@ -253,7 +253,9 @@ mod tests {
 
     #[test]
     fn a_run_that_is_empty_or_overflows_cannot_be_built() {
-        for (start, count) in [(0, 0), (0, 1 << 52), (0, u64::MAX), (MAX_FRAME, 2), (MAX_FRAME + 1, 1), (u64::MAX, 1)] {
+        for (start, count) in
+            [(0, 0), (0, 1 << 52), (0, u64::MAX), (MAX_FRAME, 2), (MAX_FRAME + 1, 1), (u64::MAX, 1)]
+        {
             assert_eq!(Pages::<Pfn>::from_raw(start, count), None, "{start:#x} {count:#x}");
         }
         assert!(Pages::<Pfn>::from_raw(MAX_FRAME, 1).is_some());

@@ -200,7 +200,8 @@ mod tests {
 
     #[test]
     fn pan_is_set_unless_span_says_to_keep_it() {
-        let pan = |state, control, features| take_undefined(at(state, control), 0, features).pstate & pstate::PAN;
+        let pan =
+            |state, control, features| take_undefined(at(state, control), 0, features).pstate & pstate::PAN;
         assert_ne!(pan(0, 0, ALL), 0);
         assert_eq!(pan(0, sctlr::SPAN, ALL), 0);
         assert_ne!(pan(pstate::PAN, sctlr::SPAN, ALL), 0);

@@ -127,6 +127,10 @@ impl<M: Machine> Hypervisor<M> {
         let ram = memory_map(setup)?;
         let mut memory = ram.clone();
         memory.remove(setup.hyp)?;
+        // A page at address 0 could not be told from no page: it stays the host's.
+        if let Some(zero) = Pages::from_raw(0, 1) {
+            memory.remove(zero)?;
+        }
         let mut pool = PagePool::new();
         let mut table = host_root(&machine, setup, &mut pool)?;
         fill_host(&machine, setup, &mut table, &mut pool)?;

@@ -17,7 +17,9 @@ pub fn answer(words: Words, immediate: u16, own: u64) -> Answer {
     let value = match FunctionId::from_x0(x0).number() {
         smccc::VERSION => smccc::VERSION_1_1,
         smccc::ARCH_FEATURES => arch_features(a as u32),
-        function => return psci::answer(function, [a, b, c], own).unwrap_or(Answer::Value(smccc::NOT_SUPPORTED)),
+        function => {
+            return psci::answer(function, [a, b, c], own).unwrap_or(Answer::Value(smccc::NOT_SUPPORTED));
+        }
     };
     Answer::Value(value)
 }

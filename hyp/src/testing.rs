@@ -31,8 +31,7 @@ pub const IPA_BITS: u32 = 40;
 pub const PRIVATE: u64 = 1 << 35;
 
 /// A protected VM that takes shared pages back at once.
-pub const PROTECTED: VmFlags =
-    VmFlags { protected: true, unshare_immediate: true, mmio_unguarded: false };
+pub const PROTECTED: VmFlags = VmFlags { protected: true, unshare_immediate: true, mmio_unguarded: false };
 
 /// What a guest does when it is run: changes its registers, and traps.
 pub type Step = Box<dyn FnMut(&mut Context) -> Trap + Send>;
@@ -124,9 +123,7 @@ impl Machine for TestMachine {
 
     fn adopt(&self, tree: Tree, input_bits: u32) {
         let (root, kind) = match tree {
-            Tree::Stage2(id) => {
-                (id.root, sim::TableKind::Stage2 { vmid: id.vmid, ipa_bits: input_bits })
-            }
+            Tree::Stage2(id) => (id.root, sim::TableKind::Stage2 { vmid: id.vmid, ipa_bits: input_bits }),
             Tree::Hyp(root) => (root, sim::TableKind::El2 { va_bits: input_bits }),
         };
         self.sim.table_root(root.base().as_u64(), kind);
@@ -241,6 +238,22 @@ impl World {
         }
     }
 
+    /// A world whose static pool is just as large as it has to be.
+    ///
+    /// # Panics
+    /// If none can be built.
+    pub fn with_least_pool() -> Self {
+        let world = (1..HYP_PAGES).find_map(|pool| {
+            let machine = TestMachine::new();
+            let setup = setup(&machine, pool);
+            Hypervisor::new(machine, &setup).ok().map(|hyp| Self { hyp })
+        });
+        match world {
+            Some(world) => world,
+            None => panic!("no pool is large enough"),
+        }
+    }
+
     /// The simulated hardware.
     pub fn sim(&self) -> &sim::Sim {
         self.hyp.machine().sim()
@@ -335,9 +348,9 @@ impl World {
     /// Whether a page of RAM reads as zeros, with caches and without.
     pub fn is_wiped(&self, page: u64) -> bool {
         let pa = RAM_START.saturating_add(page) << crate::addr::PAGE_SHIFT;
-        (pa..pa.saturating_add(4096)).step_by(8).all(|at| {
-            self.sim().load64(at) == 0 && self.sim().load64_uncached(at) == 0
-        })
+        (pa..pa.saturating_add(4096))
+            .step_by(8)
+            .all(|at| self.sim().load64(at) == 0 && self.sim().load64_uncached(at) == 0)
     }
 
     /// Whether the host could read a page of RAM now, by the tables or by any TLB.

@@ -114,9 +114,11 @@ pub(crate) fn scenario(
         let features = [scenario.features.clone(), control.features.clone()].concat();
         let images = builder.images(&features)?;
         began = Instant::now();
-        let start = Start::new(tree, &images, scenario, machine)?;
+        let mut scenario = scenario.clone();
+        scenario.args.extend(control.args.iter().cloned());
+        let start = Start::new(tree, &images, &scenario, machine)?;
         let (console, ending) = start.run(tree, options, &log.with_extension("control.log"))?;
-        let mut more = console.judge_end(start.nonce, ending);
+        let mut more = console.judge_end(start.nonce, &scenario.verdict, ending);
         more.push(start.aftermath(&console, ending).search(true));
         checks
             .extend(more.into_iter().map(|check| Check { name: format!("control-{}", check.name), ..check }));

@@ -83,6 +83,9 @@ pub(crate) struct Search {}
 #[serde(deny_unknown_fields)]
 pub(crate) struct Control {
     pub(crate) features: Vec<String>,
+    /// More arguments of the program.
+    #[serde(default)]
+    pub(crate) args: Vec<String>,
 }
 
 /// The host's stage-2 must not reach the hypervisor.

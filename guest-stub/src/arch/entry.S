@@ -167,7 +167,8 @@ deed_guest_common:
     eret
 
 // Stage-1 tables, complete at link time: nothing is written before the MMU is on. 39-bit addresses,
-// identity: the device's 2 MiB and the first 4 MiB of RAM.
+// identity: the device's 2 MiB, 4 MiB of RAM, and 2 MiB behind it
+// where there is no memory.
     .section .rodata.tables, "a"
     .balign 4096
 deed_guest_level1:
@@ -182,7 +183,8 @@ deed_guest_level2_low:
 deed_guest_level2_ram:
     .quad   {ram_base} + {normal}
     .quad   {ram_base} + {block} + {normal}
-    .fill   510, 8, 0
+    .quad   {ram_base} + 2 * {block} + {normal}
+    .fill   509, 8, 0
 
     .section .bss.entry, "aw", @nobits
     .balign 16

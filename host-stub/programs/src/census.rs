@@ -4,6 +4,9 @@ use alloc::string::String;
 
 use crate::steps::format;
 
+/// What [`Census::difference`] says if there is none.
+pub const NO_DIFFERENCE: &str = "no difference";
+
 /// What `TEST_CENSUS` counts, and beside it the pages that the host itself says it gave to pools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Census {
@@ -29,7 +32,7 @@ impl Census {
         self.host + self.hyp + self.guest
     }
 
-    /// What is different now and must not be; empty if nothing. Between two moments at which no VM exists,
+    /// What is different now and must not be, or [`NO_DIFFERENCE`]. Between two moments at which no VM exists,
     /// pages may have moved from the host to the hypervisor's pools, as many as the host gave; the tables
     /// of the host's stage-2 may be more (a split that is not folded yet) within those pages.
     pub fn difference(&self, now: &Self) -> String {
@@ -45,7 +48,7 @@ impl Census {
         compare("host pages", self.host.wrapping_sub(given), now.host);
         compare("hypervisor pages", self.hyp.wrapping_add(given), now.hyp);
         compare("metadata bytes", self.metadata, now.metadata);
-        text
+        if text.is_empty() { NO_DIFFERENCE.into() } else { text }
     }
 }
 
@@ -69,7 +72,7 @@ mod tests {
     #[test]
     fn pages_given_to_pools_explain_themselves() {
         let now = Census { host: 990, hyp: 110, given: 12, tables_used: 9, tables_free: 26, ..START };
-        assert_eq!(START.difference(&now), "");
+        assert_eq!(START.difference(&now), NO_DIFFERENCE);
     }
 
     #[test]

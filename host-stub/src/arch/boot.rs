@@ -18,8 +18,10 @@ use crate::mm::{Frames, Holder, PAGE, Pfn};
 use crate::platform::Platform;
 use crate::process::Ended;
 
-/// Bytes of the kernel's heap.
+/// Bytes of the kernel's heap, and what it has besides for each byte of RAM: the books of a page of content
+/// that is given to a guest take up to 128 bytes.
 const HEAP_SIZE: u64 = 16 << 20;
+const HEAP_SHARE: u64 = 32;
 /// boot.S maps two blocks of 2 MiB for the device tree, which may begin at the end of the first.
 const TREE_LIMIT: u64 = 2 << 20;
 
@@ -52,15 +54,13 @@ fn start(tree: u64, image: u64) -> Result<(), &'static str> {
     for range in [paging::image(image), tree.0] {
         platform.reserved.try_push(range).map_err(|_| "too many reserved ranges")?;
     }
-    let memory = platform.carve(HEAP_SIZE).ok_or("no memory for the kernel's heap")?;
+    let ram: u64 = platform.ram.iter().map(|ram| ram.end - ram.start).sum();
+    let heap_size = (HEAP_SIZE + ram / HEAP_SHARE).next_multiple_of(PAGE);
+    let memory = platform.carve(heap_size).ok_or("no memory for the kernel's heap")?;
     // SAFETY: `carve` gave RAM that is in the linear map, belongs to nobody and is reserved from now on.
     unsafe { heap::start(linear_range(&memory)) };
     let frames = frames(&mut platform)?;
-    log::info!(
-        "{} MiB of memory, {} free pages",
-        platform.ram.iter().map(|ram| (ram.end - ram.start) >> 20).sum::<u64>(),
-        frames.free()
-    );
+    log::info!("{} MiB of memory, {} free pages", ram >> 20, frames.free());
     match MACHINE.call(HostCall::Version) {
         Some(result) => log::info!("Deed interface version {:#x}", result.values[0]),
         None => log::info!("no Deed below: no /dev/kvm"),

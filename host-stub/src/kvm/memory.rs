@@ -80,19 +80,24 @@ fn donate(
     frame: Pfn,
     gfn: u64,
 ) -> Result<(), Missing> {
+    let number = u32::try_from(gfn).map_err(|_| Missing::Error(Errno::EIO))?;
     caller.unmap_content(host, inode, &(index..index.saturating_add(1)));
     vm.call(host, HostCall::DonateGuest { vm: vm.handle(), pfn: frame.0, gfn, pages: 1 })?;
-    let number = u32::try_from(gfn).map_err(|_| Missing::Error(Errno::EIO))?;
     host.frames.note(frame, Holder::Guest { vm: vm.handle(), gfn: number });
     vm.given.borrow_mut().guest.insert(gfn, frame);
     Ok(())
 }
 
+/// Lends a page. The books have room for one borrower of a page: a page that two slots show is EBUSY.
 fn lend(host: &mut Host, vm: &Vm, frame: Pfn, gfn: u64, slot: &Slot) -> Result<(), Missing> {
+    let number = u32::try_from(gfn).map_err(|_| Missing::Error(Errno::EIO))?;
+    let lent = Holder::Lent { vm: vm.handle(), gfn: number };
+    if host.frames.holder(frame).is_some_and(|holder| holder.is_given_away() && holder != lent) {
+        return Err(Missing::Error(Errno::EBUSY));
+    }
     let permissions = Permissions { write: slot.flags & READONLY == 0, execute: true };
     vm.call(host, HostCall::ShareGuest { vm: vm.handle(), pfn: frame.0, gfn, pages: 1, permissions })?;
-    let number = u32::try_from(gfn).map_err(|_| Missing::Error(Errno::EIO))?;
-    host.frames.note(frame, Holder::Lent { vm: vm.handle(), gfn: number });
+    host.frames.note(frame, lent);
     vm.given.borrow_mut().guest.insert(gfn, frame);
     Ok(())
 }
@@ -132,5 +137,98 @@ pub fn withdraw(host: &mut Host, view: &View, pages: &core::ops::Range<u64>) {
                 host.frames.note(frame, Holder::Content);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gmem::fallocate::fallocate;
+    use crate::kvm::slots::{Descriptor, RegionRequest, set_region};
+    use crate::mm::{Backing, Prot};
+    use crate::testing::{Event, FakeMachine, World};
+    use abi::HostState;
+
+    /// An unprotected VM that uses 4 pages of its program's anonymous memory, shown twice.
+    fn plain(machine: &FakeMachine) -> World<'_> {
+        let mut world = World::of_type(machine, 2, 0);
+        world.caller.space.map(AT..AT + 4 * PAGE, Prot::READ | Prot::WRITE, Backing::Anonymous).unwrap();
+        for (slot, guest_phys_addr) in [(5, GPA), (6, GPA + 16 * PAGE)] {
+            let request = RegionRequest {
+                slot,
+                guest_phys_addr,
+                memory_size: 4 * PAGE,
+                userspace_addr: AT,
+                ..RegionRequest::default()
+            };
+            set_region(&world.vm, &request, false, &|_| Descriptor::Closed).unwrap();
+        }
+        world
+    }
+
+    const AT: u64 = 0x40_0000;
+    const GPA: u64 = 0x1000_0000;
+
+    #[test]
+    fn unmapping_memory_that_a_vm_uses_takes_it_back_before_it_is_freed() {
+        let machine = FakeMachine::new(64);
+        let mut world = plain(&machine);
+        let World { host, caller, vm, .. } = &mut world;
+        give_page(host, caller, vm, GPA + PAGE).unwrap();
+        machine.events();
+        let unmapped = caller.space.unmap(host, &(AT..AT + 4 * PAGE));
+        let [frame] = unmapped.lent[..] else { panic!("one page was lent") };
+        assert!(matches!(host.frames.holder(frame), Some(Holder::Lent { .. })));
+        crate::kernel::release_unmapped(host, alloc::vec![vm.clone()], unmapped);
+        assert_eq!(machine.events().last(), Some(&Event::Unshare { gfn: GPA / PAGE + 1 }));
+        assert_eq!(host.frames.holder(frame), Some(Holder::Free));
+        assert_eq!(give_page(host, caller, vm, GPA), Err(Missing::Error(Errno::EFAULT)));
+    }
+
+    #[test]
+    fn memory_outlives_the_vm_that_used_it() {
+        let machine = FakeMachine::new(64);
+        let mut world = plain(&machine);
+        let World { host, caller, vm, .. } = &mut world;
+        give_page(host, caller, vm, GPA).unwrap();
+        let frame = caller.frame_at(host, AT, Access::Read).unwrap();
+        let World { mut host, vm, view, vcpu, caller } = world;
+        let vm_given = vm.clone();
+        drop((vm, vcpu));
+        let mut space = caller.space;
+        let content = space.unmap(&mut host, &(World::VA..World::VA + 2 * PAGE));
+        crate::kernel::release_unmapped(&mut host, Vec::new(), content);
+        crate::kernel::release_file(&mut host, Rc::new(crate::fs::File::Gmem(view.unwrap())));
+        crate::kernel::release_vm(&mut host, vm_given);
+        assert_eq!(host.frames.holder(frame), Some(Holder::Program));
+        assert_eq!(space.resolve(&mut host, AT, Access::Read), Ok(frame));
+        assert!(space.destroy(&mut host).lent.is_empty());
+        assert_eq!(host.frames.free(), 64);
+    }
+
+    #[test]
+    fn a_page_has_one_borrower() {
+        let machine = FakeMachine::new(64);
+        let mut world = plain(&machine);
+        let World { host, caller, vm, .. } = &mut world;
+        give_page(host, caller, vm, GPA).unwrap();
+        let again = give_page(host, caller, vm, GPA + 16 * PAGE);
+        assert_eq!(again, Err(Missing::Error(Errno::EBUSY)));
+    }
+
+    #[test]
+    fn a_page_punched_after_the_guest_relinquished_it_is_no_longer_the_vms() {
+        let machine = FakeMachine::new(64);
+        let mut world = World::new(&machine, 4);
+        world.give_all_pages();
+        let frame = world.frame(0);
+        machine.set_state(frame, HostState::Owned);
+        let inode = world.inode().clone();
+        fallocate(&mut world.host, &mut world.caller, &inode, 3, 0, PAGE).unwrap();
+        drop(inode);
+        assert_eq!(world.host.take_zeroed(Holder::Kernel), Ok(frame));
+        let host = world.close_everything();
+        assert_eq!(host.frames.holder(frame), Some(Holder::Kernel));
+        assert_eq!(host.frames.census().lost, 0);
     }
 }

@@ -4,13 +4,14 @@
 
 use core::ops::Range;
 
+use abi::host::register;
 use abi::smccc::NOT_SUPPORTED;
 use abi::{Exit, HostCall};
 
 use super::memory::{Caller, Missing, give_page};
 use super::run_page::{RunExit, RunPage, SUBERROR_FATAL, SYSTEM_EVENT_RESET, SYSTEM_EVENT_SHUTDOWN};
 use super::slots::Source;
-use super::vm::{Pending, VcpuRef};
+use super::vm::{Boot, Pending, VcpuRef};
 use crate::errno::Errno;
 use crate::host::{Host, Misbehaviour};
 use crate::mm::PAGE;
@@ -69,20 +70,27 @@ fn complete_pending(host: &mut Host, caller: &mut dyn Caller, vcpu: &VcpuRef) ->
     }
 }
 
-/// Before a VM's first run, tells EL2 where a protected VM's boot vCPU starts.
+/// Before a VM's first run, tells EL2 which vCPU boots, and where: for a protected VM that is vCPU 0 with the
+/// entry that it was given; for another, whichever runs first, with the registers that it has.
 fn start(host: &mut Host, vcpu: &VcpuRef) -> Result<(), Errno> {
     let vm = vcpu.vm();
     if vm.started.get() {
         return Ok(());
     }
-    if vm.is_protected() {
-        if vcpu.id() != 0 {
+    let (handle, id) = (vm.handle(), vcpu.id());
+    let Boot { pc, x0 } = if vm.is_protected() {
+        if id != 0 {
             return Err(Errno::EAGAIN);
         }
-        let boot = vcpu.with(|vcpu| vcpu.boot.get())?;
-        let call = HostCall::VcpuSetBoot { vm: vm.handle(), vcpu: vcpu.id(), pc: boot.pc, x0: boot.x0 };
-        vm.call(host, call)?;
-    }
+        vcpu.with(|vcpu| vcpu.boot.get())?
+    } else {
+        let read = |register| {
+            let [value, ..] = host.call(HostCall::VcpuGetReg { vm: handle, vcpu: id, register })?.values;
+            Ok::<u64, Errno>(value)
+        };
+        Boot { pc: read(register::PC)?, x0: read(0)? }
+    };
+    vm.call(host, HostCall::VcpuSetBoot { vm: handle, vcpu: id, pc, x0 })?;
     vm.started.set(true);
     Ok(())
 }
@@ -357,14 +365,14 @@ mod tests {
         world.host.misbehaviour = Misbehaviour::ACKNOWLEDGE_WITHOUT_UNMAPPING;
         run(&mut world, &machine, &[UNSHARE, Exit::SystemOff]).0.unwrap();
         assert_eq!(machine.events(), [Event::Run(0), Event::Ack, Event::Run(0)]);
-        assert!(world.caller.space.maps_content(&world.host, world.view.inode(), 2));
+        assert!(world.caller.space.maps_content(&world.host, world.inode(), 2));
     }
 
     #[test]
     fn a_pinned_page_holds_its_unshare_up_with_the_gate_closed() {
         let machine = FakeMachine::new(64);
         let (mut world, _) = shared(&machine);
-        let inode = world.view.inode().clone();
+        let inode = world.inode().clone();
         gate::admit(&mut world.host, &inode, 2, Intent::Pin).unwrap();
         assert_eq!(run(&mut world, &machine, &[UNSHARE]).0, Err(Errno::EAGAIN));
         assert!(world.touch(2).is_err());
@@ -385,6 +393,10 @@ mod tests {
         assert_eq!(world.run_word(40), World::IPA + 4 * PAGE);
         assert_eq!(world.run_word(48), PAGE);
         assert_eq!(world.run_word(32), 0);
+        assert_eq!(run(&mut world, &machine, &[missing(0), Exit::SystemOff]).0, Ok(0));
+        world.close_file();
+        assert_eq!(run(&mut world, &machine, &[missing(1)]), (Err(Errno::EFAULT), 39));
+        assert_eq!(world.run_word(40), World::IPA + PAGE);
     }
 
     #[test]
@@ -436,7 +448,11 @@ mod tests {
         machine.events();
         run(&mut world, &machine, &[missing(0), Exit::SystemOff]).0.unwrap();
         let gfn = World::IPA / PAGE;
-        assert_eq!(machine.events(), [Event::Run(0), Event::Share { pfn: frame.0, gfn }, Event::Run(0)]);
+        let boot = Event::Boot { pc: 0, x0: 0 };
+        assert_eq!(
+            machine.events(),
+            [boot, Event::Run(0), Event::Share { pfn: frame.0, gfn }, Event::Run(0)]
+        );
         assert_eq!(world.touch(0), Ok(frame));
         let host = world.close_everything();
         assert_eq!(machine.events().last(), Some(&Event::Unshare { gfn }));

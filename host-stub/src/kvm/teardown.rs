@@ -47,9 +47,15 @@ pub fn destroy(host: &mut Host, vm: Vm) {
             }
         }
     }
-    let tables = tables.into_iter().flat_map(|(first, pages)| (0..pages).map(move |page| first.plus(page)));
-    for frame in guest.into_values().chain(tables) {
-        settle(host, frame);
+    for (gfn, frame) in guest {
+        // A frame that left the books of this VM, say through a hole in its file, is somebody else's by now.
+        let expected = u32::try_from(gfn).ok().map(|gfn| Holder::Guest { vm: handle, gfn });
+        settle(host, frame, expected);
+    }
+    for (first, pages) in tables {
+        for page in 0..pages {
+            settle(host, first.plus(page), Some(Holder::VmPool(handle)));
+        }
     }
     for vcpu in vm.vcpus.into_inner().into_values() {
         host.give_back(vcpu.run_page());
@@ -78,10 +84,9 @@ fn reclaim(host: &mut Host, vm: abi::VmHandle, gfn: u64, pages: u64) {
     }
 }
 
-/// Frees a frame if it is the host's own again.
-fn settle(host: &mut Host, frame: Pfn) {
-    // A frame that is not given away any more was freed when the host took it back itself.
-    if !host.frames.holder(frame).is_some_and(Holder::is_given_away) {
+/// Frees a frame that the books give to `expected`, if it is the host's own again.
+fn settle(host: &mut Host, frame: Pfn, expected: Option<Holder>) {
+    if host.frames.holder(frame) != expected {
         return;
     }
     let state = host.call(HostCall::QueryPage { pfn: frame.0 }).ok().and_then(|result| result.host_state());

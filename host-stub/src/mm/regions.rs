@@ -21,6 +21,9 @@ bitflags::bitflags! {
     }
 }
 
+/// Regions that a program may have (a removal may leave one more).
+pub const LIMIT: usize = 16384;
+
 /// What a region is mapped onto: it can be cut.
 pub trait Cut: Clone {
     /// The same thing, from `pages` further on.
@@ -77,6 +80,9 @@ impl<B: Cut> Regions<B> {
     /// Adds a region where nothing is.
     pub fn insert(&mut self, range: Range<u64>, prot: Prot, backing: B) -> Result<(), RegionError> {
         self.check(&range)?;
+        if self.regions.len() >= LIMIT {
+            return Err(RegionError::Full);
+        }
         if self.overlapping(&range).next().is_some() {
             return Err(RegionError::Overlap);
         }

@@ -15,6 +15,7 @@ use crate::gmem::gate::{self, Intent, Refusal};
 use crate::gmem::{Inode, View};
 use crate::host::Host;
 use crate::kvm::VcpuRef;
+use crate::machine::Abort;
 
 /// Addresses of programs: page 0 and what is near it stays empty.
 pub const USER: Range<u64> = 0x1_0000..0x8000_0000_0000;
@@ -276,7 +277,8 @@ impl AddressSpace {
             let frame = self.resolve(host, piece.address, Access::Read)?;
             let end = piece.offset.saturating_add(piece.length);
             let part = into.get_mut(piece.offset..end).ok_or(Errno::EFAULT)?;
-            host.machine.read(frame.address() | (piece.address % PAGE), part).map_err(|_| Errno::EFAULT)?;
+            let read = host.machine.read(frame.address() | (piece.address % PAGE), part);
+            check_access(host, read)?;
         }
         Ok(())
     }
@@ -288,7 +290,8 @@ impl AddressSpace {
             let frame = self.resolve(host, piece.address, Access::Write)?;
             let end = piece.offset.saturating_add(piece.length);
             let part = from.get(piece.offset..end).ok_or(Errno::EFAULT)?;
-            host.machine.write(frame.address() | (piece.address % PAGE), part).map_err(|_| Errno::EFAULT)?;
+            let written = host.machine.write(frame.address() | (piece.address % PAGE), part);
+            check_access(host, written)?;
         }
         Ok(())
     }
@@ -316,7 +319,8 @@ impl AddressSpace {
             };
             let end = piece.offset.saturating_add(piece.length);
             let part = from.get(piece.offset..end).ok_or(Errno::EFAULT)?;
-            host.machine.write(frame.address() | (piece.address % PAGE), part).map_err(|_| Errno::EFAULT)?;
+            let written = host.machine.write(frame.address() | (piece.address % PAGE), part);
+            check_access(host, written)?;
             if prot.contains(Prot::EXEC) {
                 host.machine.make_executable(frame);
             }
@@ -332,6 +336,14 @@ pub struct Unmapped {
     pub backings: Vec<Backing>,
     /// Anonymous pages that a VM still uses.
     pub lent: Vec<Pfn>,
+}
+
+/// An access that EL2 refused is EFAULT to the program.
+fn check_access(host: &mut Host, outcome: Result<(), Abort>) -> Result<(), Errno> {
+    outcome.map_err(|abort| {
+        host.note_abort(abort);
+        Errno::EFAULT
+    })
 }
 
 fn check_span(address: u64, length: usize) -> Result<(), Errno> {
@@ -413,7 +425,7 @@ mod tests {
     fn content_beyond_the_end_has_nothing_behind_it() {
         let machine = FakeMachine::new(64);
         let mut world = World::new(&machine, 2);
-        let view = world.view.clone();
+        let view = world.view().clone();
         let at = World::VA + 16 * PAGE;
         let backing = Backing::Content { view, first: 1 };
         world.caller.space.map(at..at + 2 * PAGE, Prot::READ, backing).unwrap();
@@ -427,11 +439,11 @@ mod tests {
         let machine = FakeMachine::new(64);
         let mut world = World::new(&machine, 4);
         let at = World::VA + 16 * PAGE;
-        let backing = Backing::Content { view: world.view.clone(), first: 2 };
+        let backing = Backing::Content { view: world.view().clone(), first: 2 };
         world.caller.space.map(at..at + 2 * PAGE, Prot::READ, backing).unwrap();
         world.touch(2).unwrap();
         world.caller.space.fault_in(&mut world.host, at, Access::Read).unwrap();
-        let inode = world.view.inode().clone();
+        let inode = world.inode().clone();
         world.caller.space.unmap_content(&mut world.host, &inode, &(2..3));
         assert!(!world.caller.space.maps_content(&world.host, &inode, 2));
         assert_eq!(machine.flushed(), [(1, World::VA + 2 * PAGE), (1, at)]);

@@ -52,12 +52,14 @@ pub fn mmap(kernel: &mut Kernel<'_>, request: Request) -> Result<u64, Errno> {
     } else {
         backing_of_file(kernel, &request, prot)?
     };
+    // The architecture has no store or fetch without load.
+    let readable = if prot.intersects(Prot::WRITE | Prot::EXEC) { prot | Prot::READ } else { prot };
     let range = place(kernel, &request, length)?;
     if flags & MAP_FIXED != 0 && flags & MAP_FIXED_NOREPLACE == 0 {
         unmap(kernel, &range);
     }
     let start = range.start;
-    kernel.process.space.map(range, prot, backing)?;
+    kernel.process.space.map(range, readable, backing)?;
     Ok(start)
 }
 

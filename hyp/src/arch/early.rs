@@ -125,5 +125,7 @@ pub(super) extern "C" fn early_map(tree: u64) {
 pub fn is_reachable_tree(tree: u64) -> bool {
     let uart_block = UART_BASE >> BLOCK_SHIFT;
     let blocks = [tree >> BLOCK_SHIFT, tree.wrapping_add(BLOCK_SIZE) >> BLOCK_SHIFT];
-    tree.is_multiple_of(8) && tree.wrapping_add(BLOCK_SIZE) >> ADDRESS_BITS == 0 && !blocks.contains(&uart_block)
+    tree.is_multiple_of(8)
+        && tree.wrapping_add(BLOCK_SIZE) >> ADDRESS_BITS == 0
+        && !blocks.contains(&uart_block)
 }

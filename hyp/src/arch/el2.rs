@@ -5,14 +5,14 @@
 
 use super::host::vttbr;
 use super::instructions as i;
+use super::registers::ID_AA64ISAR2_EL1;
 use super::{cache, fixmap, world_switch};
 use crate::addr::{Gfn, Pages, Pfn, PhysAddr, Vpn};
 use crate::machine::{IdRegister, Machine, Stage2Id};
 use crate::vm::context::{Context, Trap};
-use super::registers::ID_AA64ISAR2_EL1;
 use aarch64_cpu::registers::{
-    ID_AA64ISAR0_EL1, ID_AA64ISAR1_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1, ID_AA64PFR0_EL1,
-    ID_AA64PFR1_EL1, Readable, VTTBR_EL2, Writeable,
+    ID_AA64ISAR0_EL1, ID_AA64ISAR1_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1,
+    ID_AA64PFR0_EL1, ID_AA64PFR1_EL1, Readable, VTTBR_EL2, Writeable,
 };
 use core::ptr::NonNull;
 

@@ -9,17 +9,17 @@ use super::{boot, id_registers, layout, verdict};
 use crate::addr::{Gfn, PAGE_SHIFT};
 use crate::call::host::HostReply;
 use crate::exception::{self, Interrupted, Taken};
-use crate::psci::Answer;
-use crate::vm::context::pstate;
 use crate::ownership::query::AbortAnswer;
+use crate::psci::Answer;
 use crate::smc;
+use crate::vm::context::pstate;
 use aarch64_cpu::registers::{
     ELR_EL1, ELR_EL2, ESR_EL1, FAR_EL1, FAR_EL2, MPIDR_EL1, Readable, SCTLR_EL1, SPSR_EL1, SPSR_EL2,
     TPIDR_EL2, VBAR_EL1, Writeable,
 };
 use abi::exit::Access;
-use abi::host::{CALLS, FIRST, RESULT_WORDS};
-use abi::smccc;
+use abi::host::{CALLS, FIRST};
+use abi::smccc::{self, FunctionId};
 use core::arch::global_asm;
 use core::mem::size_of;
 
@@ -82,45 +82,51 @@ fn immediate(esr: u64) -> u16 {
     esr as u16
 }
 
-/// Registers that a result of each call names, x1 included: x4 and up are written only if named.
+/// How many registers from x1 on a successful result of each call names; 0 where there is no such call. x4 and
+/// up are written only if named.
 const NAMED: [u8; 256] = {
-    let mut named = [3; 256];
+    let mut named = [0; 256];
     let mut index = 0;
     while index < CALLS.len() {
         let call = &CALLS[index];
-        if call.results.len() > 2 {
-            named[(call.number - FIRST) as usize] = 1 + call.results.len() as u8;
-        }
+        let results = if call.results.len() < 2 { 2 } else { call.results.len() };
+        named[(call.number - FIRST) as usize] = 1 + results as u8;
         index += 1;
     }
     named
 };
+/// Registers that a refusal names: x1 to x3.
+const NAMED_BY_REFUSAL: usize = 3;
 
-/// HVC from AArch64.
+/// HVC from AArch64. What is no call at all is answered without further ado.
 extern "C" fn host_hvc(frame: &mut Frame, esr: u64) {
+    let [x0, ..] = frame.x;
+    let number = FunctionId::from_x0(x0).number().wrapping_sub(FIRST);
+    match NAMED.get(number as usize) {
+        Some(named) if *named != 0 && immediate(esr) == 0 => serve(frame, usize::from(*named)),
+        _ => not_supported(frame),
+    }
+}
+
+#[inline(never)]
+fn serve(frame: &mut Frame, named: usize) {
     let [x0, x1, x2, x3, x4, x5, x6, ..] = frame.x;
-    let reply = if immediate(esr) == 0 {
-        boot::hypervisor().host_call(this_cpu(), &[x0, x1, x2, x3, x4, x5, x6])
-    } else {
-        HostReply::NotSupported
-    };
-    match reply {
-        HostReply::NotSupported => {
-            let [x0, x1, x2, x3, ..] = &mut frame.x;
-            (*x0, *x1, *x2, *x3) = (smccc::NOT_SUPPORTED, 0, 0, 0);
-        }
+    match boot::hypervisor().host_call(this_cpu(), &[x0, x1, x2, x3, x4, x5, x6]) {
+        HostReply::NotSupported => not_supported(frame),
         HostReply::Done(result) => {
-            let named = match result.outcome {
-                Ok(()) => usize::from(NAMED[x0 as usize & 0xff]),
-                Err(_) => 3,
-            };
+            let named = if result.outcome.is_ok() { named } else { NAMED_BY_REFUSAL };
             let [status, values @ ..] = &mut frame.x;
             *status = smccc::SUCCESS;
-            for (register, value) in values.iter_mut().zip(result.to_words()).take(named.min(RESULT_WORDS - 1)) {
+            for (register, value) in values.iter_mut().zip(result.to_words()).take(named) {
                 *register = value;
             }
         }
     }
+}
+
+fn not_supported(frame: &mut Frame) {
+    let [x0, x1, x2, x3, ..] = &mut frame.x;
+    (*x0, *x1, *x2, *x3) = (smccc::NOT_SUPPORTED, 0, 0, 0);
 }
 
 /// SMC from AArch64. The preferred return address is that of the SMC: step over it.
@@ -231,12 +237,7 @@ fn skip_instruction() {
 }
 
 fn interrupted() -> Interrupted {
-    Interrupted {
-        pc: ELR_EL2.get(),
-        pstate: SPSR_EL2.get(),
-        sctlr: SCTLR_EL1.get(),
-        vbar: VBAR_EL1.get(),
-    }
+    Interrupted { pc: ELR_EL2.get(), pstate: SPSR_EL2.get(), sctlr: SCTLR_EL1.get(), vbar: VBAR_EL1.get() }
 }
 
 /// Lets EL1 go on in its exception vector.

@@ -4,9 +4,9 @@
 //! The slots have tables of their own, linked into the root of EL2's tables at boot. Slot n is CPU n's, and
 //! EL2 runs with interrupts masked, so no lock is needed.
 
+use super::exceptions;
 use super::instructions as i;
 use super::layout::MAX_CPUS;
-use super::exceptions;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn};
 use crate::pgtable::hyp_stage1::{HypStage1, Mapped, Rights};
 use crate::pgtable::{Level, Regime};

@@ -8,8 +8,8 @@ use super::traps::{HOST_CNTHCTL, HOST_CPTR, HOST_ICC_SRE, hcr};
 use crate::machine::Stage2Id;
 use crate::vm::context::{SCTLR_RESET, pstate};
 use aarch64_cpu::registers::{
-    CNTHCTL_EL2, CNTHP_CTL_EL2, CNTP_CTL_EL0, CNTV_CTL_EL0, CNTVOFF_EL2, CPTR_EL2, HCR_EL2, MDCR_EL2, MIDR_EL1,
-    MPIDR_EL1, Readable, SCTLR_EL1, SP_EL1, VMPIDR_EL2, VTCR_EL2, VTTBR_EL2, Writeable,
+    CNTHCTL_EL2, CNTHP_CTL_EL2, CNTP_CTL_EL0, CNTV_CTL_EL0, CNTVOFF_EL2, CPTR_EL2, HCR_EL2, MDCR_EL2,
+    MIDR_EL1, MPIDR_EL1, Readable, SCTLR_EL1, SP_EL1, VMPIDR_EL2, VTCR_EL2, VTTBR_EL2, Writeable,
 };
 
 /// VTCR_EL2 for stage 2 of `ipa_bits`, at most 40: 4 KiB granule, starting at level 1 (two concatenated

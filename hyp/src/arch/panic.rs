@@ -65,7 +65,9 @@ const BACKTRACE_WORDS: u64 = 1024;
 pub fn on_panic(info: &PanicInfo<'_>) -> ! {
     begin();
     match info.location() {
-        Some(location) => say_panic(format_args!("{} at {}:{}", info.message(), location.file(), location.line())),
+        Some(location) => {
+            say_panic(format_args!("{} at {}:{}", info.message(), location.file(), location.line()))
+        }
         None => say_panic(format_args!("{}", info.message())),
     }
     say_exception_registers();
@@ -123,9 +125,11 @@ fn say_ownership(address: u64) {
 /// these are left over from calls that have returned.
 fn say_backtrace(sp: u64) {
     let text = layout::text();
-    let Some(stack) = layout::STACKS.iter().map(layout::stack).find(|stack| {
-        PhysAddr::new(sp).is_some_and(|sp| stack.contains(crate::addr::Pfn::containing(sp)))
-    }) else {
+    let Some(stack) = layout::STACKS
+        .iter()
+        .map(layout::stack)
+        .find(|stack| PhysAddr::new(sp).is_some_and(|sp| stack.contains(crate::addr::Pfn::containing(sp))))
+    else {
         return;
     };
     let end = stack.end() * crate::addr::PAGE_SIZE;

@@ -16,13 +16,19 @@ const END: u32 = 9;
 
 /// Words of the header, by index.
 mod word {
+    pub(super) const MAGIC: usize = 0;
+    pub(super) const TOTAL_SIZE: usize = 1;
     pub(super) const STRUCTURE: usize = 2;
     pub(super) const STRINGS: usize = 3;
     pub(super) const RESERVATIONS: usize = 4;
+    pub(super) const LAST_COMPATIBLE_VERSION: usize = 6;
     pub(super) const BOOT_CPU: usize = 7;
     pub(super) const STRINGS_SIZE: usize = 8;
     pub(super) const STRUCTURE_SIZE: usize = 9;
 }
+
+/// Cells of addresses and sizes where a node does not say (Devicetree Specification, 2.3.5).
+pub const DEFAULT_CELLS: (u32, u32) = (2, 1);
 
 /// Names of properties that a [`Sink`] can add to what it copies.
 const ADDED_NAMES: [&str; 10] = [
@@ -62,12 +68,16 @@ impl<'a> Source<'a> {
             let bytes = blob.get(index.checked_mul(4)?..)?.first_chunk()?;
             usize::try_from(u32::from_be_bytes(*bytes)).ok()
         };
+        let known =
+            word(word::MAGIC)? == MAGIC as usize && word(word::LAST_COMPATIBLE_VERSION)? <= VERSION as usize;
+        let blob = blob.get(..word(word::TOTAL_SIZE)?).filter(|_| known)?;
         let (structure_at, structure_size) = (word(word::STRUCTURE)?, word(word::STRUCTURE_SIZE)?);
         let (strings_at, strings_size) = (word(word::STRINGS)?, word(word::STRINGS_SIZE)?);
         let structure = blob.get(structure_at..structure_at.checked_add(structure_size)?)?;
         let strings = blob.get(strings_at..strings_at.checked_add(strings_size)?)?;
         let rest = blob.get(word(word::RESERVATIONS)?..)?;
-        let entries = rest.chunks_exact(RESERVATION_SIZE).position(|entry| entry.iter().all(|byte| *byte == 0))?;
+        let entries =
+            rest.chunks_exact(RESERVATION_SIZE).position(|entry| entry.iter().all(|byte| *byte == 0))?;
         let reservations = rest.get(..entries.checked_add(1)?.checked_mul(RESERVATION_SIZE)?)?;
         Some(Self {
             structure,
@@ -81,6 +91,19 @@ impl<'a> Source<'a> {
     /// Bytes of the blob up to the last that the tree uses.
     pub fn used(&self) -> usize {
         self.used
+    }
+
+    /// The memory reservations: address and size.
+    pub fn reservations(&self) -> impl Iterator<Item = (u64, u64)> {
+        let word = |entry: &[u8], at: usize| {
+            entry
+                .get(at..)
+                .and_then(|bytes| bytes.first_chunk())
+                .map_or(0, |bytes| u64::from_be_bytes(*bytes))
+        };
+        let entries = self.reservations.chunks_exact(RESERVATION_SIZE);
+        // The last is the end mark.
+        entries.take_while(|entry| entry.iter().any(|byte| *byte != 0)).map(move |e| (word(e, 0), word(e, 8)))
     }
 
     /// The tokens of the structure block.
@@ -146,6 +169,25 @@ impl<'a> Tokens<'a> {
         }
     }
 
+    /// What has not been read yet, from which [`Sink::copy`] can copy.
+    pub fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// Reads past the end of a node whose beginning has been read.
+    pub fn skip_node(&mut self) -> Option<()> {
+        let mut depth = 1u32;
+        while depth > 0 {
+            depth = match self.next()? {
+                Token::Begin(_) => depth.checked_add(1)?,
+                Token::End => depth.checked_sub(1)?,
+                Token::Property { .. } => depth,
+                Token::Finish => return None,
+            };
+        }
+        Some(())
+    }
+
     fn word(&mut self) -> Option<u32> {
         let (word, rest) = self.rest.split_first_chunk()?;
         self.rest = rest;
@@ -185,6 +227,11 @@ impl<'b> Sink<'b> {
     /// Ends a node.
     pub fn end(&mut self) -> Option<()> {
         self.word(END_NODE)
+    }
+
+    /// Copies what lies in the old structure block between two states of its reader.
+    pub fn copy(&mut self, from: &[u8], behind: &[u8]) -> Option<()> {
+        self.bytes(from.get(..from.len().checked_sub(behind.len())?)?)
     }
 
     /// Adds a property whose name is at an offset of the old strings.

@@ -1,10 +1,9 @@
 //! The host's device tree, made from the one that Deed was given.
 //!
-//! One pass over the tokens of the old tree, which [`super::tree::read`] has validated, into a scratch buffer:
-//! what Deed was told and what the host must not know is left out, what the host needs is added. (`dtoolkit`
-//! edits in place, but cannot add a node, and moves everything behind each edit.)
+//! One pass over the tokens of the old tree, which [`super::tree::read`] has read through, into a scratch buffer:
+//! what Deed was told and what the host must not know is left out, what the host needs is added.
 
-use super::blob::{Sink, Source, Token, Tokens};
+use super::blob::{DEFAULT_CELLS, Sink, Source, Token, Tokens};
 use super::plan::{Plan, Problem};
 use super::tree::TreeError;
 use arrayvec::ArrayString;
@@ -13,8 +12,6 @@ use core::fmt::Write;
 const MALFORMED: Problem = Problem::Tree(TreeError::Malformed);
 /// Properties that refer to an SMMU.
 const SMMU_REFERENCES: [&[u8]; 3] = [b"iommu-map", b"iommu-map-mask", b"iommus"];
-/// Cells of addresses and sizes where a node does not say (Devicetree Specification, 2.3.5).
-const DEFAULT_CELLS: (u32, u32) = (2, 1);
 /// Cells in a `/reserved-memory` that Deed makes.
 const OWN_CELLS: (u32, u32) = (2, 2);
 
@@ -58,10 +55,24 @@ struct Pass<'p, 'a> {
 }
 
 impl Pass<'_, '_> {
-    fn step(&mut self, token: Token<'_>, tokens: &mut Tokens<'_>, sink: &mut Sink<'_>) -> Result<(), Problem> {
+    fn step(
+        &mut self,
+        token: Token<'_>,
+        tokens: &mut Tokens<'_>,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), Problem> {
         let fits = match token {
-            Token::Begin(name) if self.drops_node(name) => return skip_node(tokens),
-            Token::Begin(name) => self.begin(name, sink),
+            Token::Begin(name) if self.drops_node(name) => return tokens.skip_node().ok_or(MALFORMED),
+            Token::Begin(name) => {
+                self.begin(name, sink).ok_or(Problem::NoRoomForTree)?;
+                if !self.copies_node() {
+                    return Ok(());
+                }
+                let from = tokens.rest();
+                tokens.skip_node().ok_or(MALFORMED)?;
+                self.depth = self.depth.saturating_sub(1);
+                sink.copy(from, tokens.rest())
+            }
             Token::Property { name, value } => {
                 if self.drops_property(name, value) {
                     Some(())
@@ -78,10 +89,15 @@ impl Pass<'_, '_> {
     fn drops_node(&self, name: &[u8]) -> bool {
         let facts = &self.plan.facts;
         match (self.depth, self.section) {
-            (1, _) => facts.dropped.iter().any(|dropped| dropped.as_bytes() == name),
-            (2, Section::Chosen) => facts.modules.iter().any(|module| module.name.as_bytes() == name),
+            (1, _) => facts.dropped.iter().any(|dropped| *dropped == name),
+            (2, Section::Chosen) => facts.modules.iter().any(|module| module.name == name),
             _ => false,
         }
+    }
+
+    /// Whether everything in the node that has just begun stays as it is.
+    fn copies_node(&self) -> bool {
+        self.depth == 2 && self.section == Section::Other && !self.plan.facts.drops_smmu
     }
 
     /// Opens a node, and adds what the host needs to it: properties come before children.
@@ -94,7 +110,7 @@ impl Pass<'_, '_> {
         self.section = match name {
             b"chosen" => Section::Chosen,
             b"reserved-memory" => Section::Reserved,
-            _ if name == self.plan.facts.timer.name.as_bytes() => Section::Timer,
+            _ if name == self.plan.facts.timer.name => Section::Timer,
             _ => Section::Other,
         };
         match self.section {
@@ -188,20 +204,6 @@ impl Pass<'_, '_> {
     }
 }
 
-/// Reads past the end of a node whose beginning has been read.
-fn skip_node(tokens: &mut Tokens<'_>) -> Result<(), Problem> {
-    let mut depth = 1u32;
-    while depth > 0 {
-        depth = match tokens.next().ok_or(MALFORMED)? {
-            Token::Begin(_) => depth.saturating_add(1),
-            Token::End => depth.saturating_sub(1),
-            Token::Property { .. } => depth,
-            Token::Finish => return Err(MALFORMED),
-        };
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::sample::{DEED, PHYSICAL_TIMER, RAMDISK, Sample};
@@ -228,7 +230,10 @@ mod tests {
             assert_eq!(value(fdt, "/chosen", "bootargs").unwrap(), b"console=ttyAMA0 quiet\0");
             assert_eq!(value(fdt, "/chosen", "stdout-path").unwrap(), b"/pl011@9000000\0");
             assert_eq!(value(fdt, "/chosen", "linux,initrd-start").unwrap(), RAMDISK.0.to_be_bytes());
-            assert_eq!(value(fdt, "/chosen", "linux,initrd-end").unwrap(), (RAMDISK.0 + RAMDISK.1).to_be_bytes());
+            assert_eq!(
+                value(fdt, "/chosen", "linux,initrd-end").unwrap(),
+                (RAMDISK.0 + RAMDISK.1).to_be_bytes()
+            );
             assert_eq!(fdt.find_node("/chosen").unwrap().children().count(), 0);
         });
     }
@@ -327,7 +332,12 @@ mod tests {
 
     #[test]
     fn a_damaged_tree_is_an_error_and_never_a_panic() {
-        let sample = Sample { smmu: true, reserved: vec![((0x5000_0000, 0x1000), true)], total: 0, ..Sample::default() };
+        let sample = Sample {
+            smmu: true,
+            reserved: vec![((0x5000_0000, 0x1000), true)],
+            total: 0,
+            ..Sample::default()
+        };
         let blob = sample.blob();
         let mut scratch = vec![0; 0x1_0000];
         let mut booted = 0;

@@ -78,7 +78,9 @@ impl fmt::Display for Problem {
             Self::Tree(TreeError::BadReg(of)) => write!(f, "a reg in the device tree is bad: {of}"),
             Self::Tree(TreeError::BadText(of)) => write!(f, "a text in the device tree is bad: {of}"),
             Self::Tree(TreeError::NoMemory) => write!(f, "the device tree has no memory"),
-            Self::Tree(TreeError::BadTimer) => write!(f, "the device tree has no timer that Deed understands"),
+            Self::Tree(TreeError::BadTimer) => {
+                write!(f, "the device tree has no timer that Deed understands")
+            }
             Self::NoHost => write!(f, "no host: no boot module is a multiboot,kernel"),
             Self::Twice(part) => write!(f, "{part} was given twice"),
             Self::UnknownModule(at) => write!(f, "the boot module at {at} is neither kernel nor ramdisk"),
@@ -152,7 +154,9 @@ pub fn plan<'a>(
     let arguments = kernel.arguments;
     Ok(Plan {
         ram: facts.ram.iter().filter_map(|region| region.whole_pages()).collect(),
-        no_map: touched(facts.reserved.iter().filter(|reserved| reserved.no_map).map(|reserved| reserved.region)),
+        no_map: touched(
+            facts.reserved.iter().filter(|reserved| reserved.no_map).map(|reserved| reserved.region),
+        ),
         withheld: touched(facts.withheld.iter().copied()),
         deed,
         host,
@@ -185,7 +189,11 @@ fn check_ram(facts: &Facts<'_>) -> Result<(), Problem> {
 }
 
 fn check_in_ram(facts: &Facts<'_>, part: Part, region: Region) -> Result<(), Problem> {
-    if facts.ram.iter().any(|ram| ram.covers(region)) { Ok(()) } else { Err(Problem::OutsideRam(part, region)) }
+    if facts.ram.iter().any(|ram| ram.covers(region)) {
+        Ok(())
+    } else {
+        Err(Problem::OutsideRam(part, region))
+    }
 }
 
 /// Checks that each part lies in RAM, and overlaps neither another nor what is reserved.
@@ -365,8 +373,14 @@ mod tests {
     #[test]
     fn an_argument_that_is_unknown_or_no_nonce_stops_the_boot() {
         let long = "deed.nonce=00000000000000000000000000000000000000000000000000000000000000000";
-        for arguments in ["quiet", "deed.nonce=", "deed.nonce=xyz", "deed.nonce=1 deed.nonce=2", "deed.noncee=1", long] {
-            assert_eq!(Sample { arguments, ..Sample::default() }.problem(), Problem::BadArgument, "{arguments}");
+        for arguments in
+            ["quiet", "deed.nonce=", "deed.nonce=xyz", "deed.nonce=1 deed.nonce=2", "deed.noncee=1", long]
+        {
+            assert_eq!(
+                Sample { arguments, ..Sample::default() }.problem(),
+                Problem::BadArgument,
+                "{arguments}"
+            );
         }
         for arguments in ["", "  deed.nonce=AB12 "] {
             let sample = Sample { arguments, ..Sample::default() };

@@ -102,7 +102,9 @@ impl Builder {
             self.structure.len() as u32,
         ];
         let mut blob: Vec<u8> = header.iter().flat_map(|word: &u32| word.to_be_bytes()).collect();
-        blob.extend(reservations.iter().flat_map(|(at, size)| [at.to_be_bytes(), size.to_be_bytes()].concat()));
+        blob.extend(
+            reservations.iter().flat_map(|(at, size)| [at.to_be_bytes(), size.to_be_bytes()].concat()),
+        );
         blob.extend(self.structure);
         blob.extend(self.strings);
         blob.resize(total.max(used), 0);

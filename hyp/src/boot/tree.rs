@@ -1,10 +1,13 @@
 //! What Deed reads from the device tree: memory, reservations, boot modules, and the nodes that the host must
 //! not see as they are.
+//!
+//! One pass over the tokens. The reader is Deed's own, on the tokens that [`super::edit`] needs anyway:
+//! reading with `dtoolkit` took three quarters of the instructions of a whole boot. It stays in the tests, as
+//! the parser that had no part in this.
 
+use super::blob::{Source, Token};
 use super::region::Region;
 use arrayvec::ArrayVec;
-use dtoolkit::fdt::{Fdt, FdtNode};
-use dtoolkit::{FdtStringListIterator, Node, Property};
 
 /// Runs of RAM that Deed can hold.
 pub const MAX_RAM: usize = 16;
@@ -16,6 +19,8 @@ pub const MAX_WITHHELD: usize = 8;
 pub const MAX_MODULES: usize = 8;
 /// Nodes below the root that can be left out of the host's tree.
 pub const MAX_DROPPED: usize = 8;
+/// Interrupt controllers below the root that can be told apart.
+const MAX_CONTROLLERS: usize = 16;
 
 /// Why a device tree cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +43,7 @@ pub enum TreeError {
 #[derive(Clone, Copy, Debug)]
 pub struct Module<'a> {
     /// Name of its node below `/chosen`.
-    pub name: &'a str,
+    pub name: &'a [u8],
     /// Its bytes.
     pub region: Region,
     /// What it is.
@@ -71,7 +76,7 @@ pub struct Reservation {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timer<'a> {
     /// Its name.
-    pub name: &'a str,
+    pub name: &'a [u8],
     /// The interrupt of EL1's physical timer, as the node has it.
     pub physical: &'a [u8],
 }
@@ -88,7 +93,7 @@ pub struct Facts<'a> {
     /// Deed's own command line.
     pub arguments: &'a str,
     /// Nodes below the root that the host must not see: fw_cfg and SMMUs, which let it write any memory.
-    pub dropped: ArrayVec<&'a str, MAX_DROPPED>,
+    pub dropped: ArrayVec<&'a [u8], MAX_DROPPED>,
     /// Their registers.
     pub withheld: ArrayVec<Region, MAX_WITHHELD>,
     /// An SMMU is among them, so nodes must not refer to it.
@@ -105,13 +110,13 @@ enum Device {
     Smmu,
 }
 
-const COMPATIBLE: [(&str, Device); 6] = [
-    ("arm,armv8-timer", Device::Timer),
-    ("qemu,fw-cfg-mmio", Device::FwCfg),
-    ("arm,smmu-v3", Device::Smmu),
-    ("arm,mmu-500", Device::Smmu),
-    ("arm,smmu-v2", Device::Smmu),
-    ("arm,smmu-v1", Device::Smmu),
+const COMPATIBLE: [(&[u8], Device); 6] = [
+    (b"arm,armv8-timer", Device::Timer),
+    (b"qemu,fw-cfg-mmio", Device::FwCfg),
+    (b"arm,smmu-v3", Device::Smmu),
+    (b"arm,mmu-500", Device::Smmu),
+    (b"arm,smmu-v2", Device::Smmu),
+    (b"arm,smmu-v1", Device::Smmu),
 ];
 
 /// Reads a device tree.
@@ -119,155 +124,257 @@ const COMPATIBLE: [(&str, Device); 6] = [
 /// # Errors
 /// See [`TreeError`].
 pub fn read(blob: &[u8]) -> Result<Facts<'_>, TreeError> {
-    let fdt = Fdt::new(blob).map_err(|_| TreeError::Malformed)?;
-    let root = fdt.root();
-    let mut facts = Facts::default();
-    for reservation in fdt.memory_reservations() {
-        let region = Region::new(reservation.address(), reservation.size());
-        let region = region.ok_or(TreeError::BadReg("memreserve"))?;
-        push(&mut facts.reserved, Reservation { region, no_map: false }, "reservations")?;
+    let source = Source::new(blob).ok_or(TreeError::Malformed)?;
+    let mut reader = Reader {
+        facts: Facts::default(),
+        nodes: [Node::default(); LEVELS],
+        timer: None,
+        controllers: ArrayVec::new(),
+    };
+    for (start, size) in source.reservations() {
+        let region = Region::new(start, size).ok_or(TreeError::BadReg("memreserve"))?;
+        push(&mut reader.facts.reserved, Reservation { region, no_map: false }, "reservations")?;
     }
-    for node in root.children() {
-        match node.name_without_address() {
-            "chosen" => read_chosen(&mut facts, node)?,
-            "reserved-memory" => read_reserved(&mut facts, node)?,
-            "memory" => read_memory(&mut facts, node)?,
-            _ => read_device(&mut facts, root, node)?,
+    let mut tokens = source.tokens();
+    let mut depth = 0usize;
+    loop {
+        match tokens.next().ok_or(TreeError::Malformed)? {
+            Token::Begin(name) => {
+                if let Some(node) = reader.nodes.get_mut(depth) {
+                    *node = Node { name, ..Node::default() };
+                }
+                depth = depth.checked_add(1).ok_or(TreeError::Malformed)?;
+            }
+            Token::Property { name, value } => {
+                let level = depth.checked_sub(1).ok_or(TreeError::Malformed)?;
+                if let Some(node) = reader.nodes.get_mut(level) {
+                    node.note(source.string(name), value);
+                }
+            }
+            Token::End => {
+                depth = depth.checked_sub(1).ok_or(TreeError::Malformed)?;
+                reader.finish_node(depth)?;
+                if depth == 0 {
+                    break;
+                }
+            }
+            Token::Finish => return Err(TreeError::Malformed),
         }
     }
-    if facts.timer.physical.is_empty() {
-        return Err(TreeError::BadTimer);
+    if tokens.next() != Some(Token::Finish) {
+        return Err(TreeError::Malformed);
     }
-    if facts.ram.is_empty() { Err(TreeError::NoMemory) } else { Ok(facts) }
+    reader.finish()
 }
 
-fn read_memory(facts: &mut Facts<'_>, node: FdtNode<'_>) -> Result<(), TreeError> {
-    for_each_region(node, "memory", |region| push(&mut facts.ram, region, "runs of RAM"))
+/// Levels of nodes that Deed looks at: the root, its children, and theirs.
+const LEVELS: usize = 3;
+
+/// What is noted of a node: the properties that Deed knows, as they are.
+#[derive(Clone, Copy, Default)]
+struct Node<'a> {
+    name: &'a [u8],
+    compatible: &'a [u8],
+    device_type: &'a [u8],
+    status: Option<&'a [u8]>,
+    reg: Option<&'a [u8]>,
+    address_cells: Option<u32>,
+    size_cells: Option<u32>,
+    phandle: Option<u32>,
+    interrupt_parent: Option<u32>,
+    interrupt_cells: Option<u32>,
+    interrupts: Option<&'a [u8]>,
+    interrupt_names: Option<&'a [u8]>,
+    bootargs: Option<&'a [u8]>,
+    no_map: bool,
 }
 
-fn read_reserved(facts: &mut Facts<'_>, node: FdtNode<'_>) -> Result<(), TreeError> {
-    for child in node.children() {
-        // A node without `reg` asks the kernel to find a place: nothing is reserved yet.
-        if child.property("reg").is_none() {
-            continue;
+impl<'a> Node<'a> {
+    fn note(&mut self, name: &[u8], value: &'a [u8]) {
+        match name {
+            b"compatible" => self.compatible = value,
+            b"device_type" => self.device_type = value,
+            b"status" => self.status = Some(value),
+            b"reg" => self.reg = Some(value),
+            b"#address-cells" => self.address_cells = number(value),
+            b"#size-cells" => self.size_cells = number(value),
+            b"phandle" => self.phandle = number(value),
+            b"interrupt-parent" => self.interrupt_parent = number(value),
+            b"#interrupt-cells" => self.interrupt_cells = number(value),
+            b"interrupts" => self.interrupts = Some(value),
+            b"interrupt-names" => self.interrupt_names = Some(value),
+            b"bootargs" => self.bootargs = Some(value),
+            b"no-map" => self.no_map = true,
+            _ => {}
         }
-        let no_map = child.property("no-map").is_some();
-        for_each_region(child, "reserved-memory", |region| {
-            push(&mut facts.reserved, Reservation { region, no_map }, "reservations")
-        })?;
     }
-    Ok(())
+
+    fn compatible(&self) -> impl Iterator<Item = &'a [u8]> {
+        self.compatible.split(|byte| *byte == 0)
+    }
+
+    fn is_memory(&self) -> bool {
+        self.device_type == b"memory\0" && matches!(self.status, None | Some(b"okay\0" | b"ok\0"))
+    }
+
+    /// Calls `each` for every run of bytes in `reg`, which is made of the cells that the parent says; a run of
+    /// size 0 is none.
+    fn for_each_region(
+        &self,
+        parent: &Node<'_>,
+        of: &'static str,
+        mut each: impl FnMut(Region) -> Result<(), TreeError>,
+    ) -> Result<(), TreeError> {
+        let bad = TreeError::BadReg(of);
+        let (address, size) = parent.cells().ok_or(bad)?;
+        let mut rest = self.reg.ok_or(bad)?;
+        while !rest.is_empty() {
+            let start = take_cells(&mut rest, address).ok_or(bad)?;
+            let size = take_cells(&mut rest, size).ok_or(bad)?;
+            if size != 0 {
+                each(Region::new(start, size).ok_or(bad)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Cells of addresses and sizes of the children, where they make numbers of at most 64 bits.
+    fn cells(&self) -> Option<(u32, u32)> {
+        let (address, size) = super::blob::DEFAULT_CELLS;
+        let cells = (self.address_cells.unwrap_or(address), self.size_cells.unwrap_or(size));
+        ((1..=2).contains(&cells.0) && (1..=2).contains(&cells.1)).then_some(cells)
+    }
 }
 
-fn read_chosen<'a>(facts: &mut Facts<'a>, node: FdtNode<'a>) -> Result<(), TreeError> {
-    facts.arguments = text(node, "bootargs", "chosen")?.unwrap_or("");
-    for child in node.children() {
-        let mut kind = None;
-        for name in compatible(child) {
-            kind = match name {
-                "multiboot,kernel" => Some(ModuleKind::Kernel),
-                "multiboot,ramdisk" => Some(ModuleKind::Ramdisk),
-                "multiboot,module" => kind.or(Some(ModuleKind::Unknown)),
-                _ => kind,
-            };
+struct Reader<'a> {
+    facts: Facts<'a>,
+    /// The open nodes of the levels that are looked at.
+    nodes: [Node<'a>; LEVELS],
+    timer: Option<Node<'a>>,
+    /// Interrupt controllers: phandle and cells of an interrupt.
+    controllers: ArrayVec<(u32, u32), MAX_CONTROLLERS>,
+}
+
+impl<'a> Reader<'a> {
+    /// Looks at a node of this level when all of it has been read.
+    fn finish_node(&mut self, level: usize) -> Result<(), TreeError> {
+        let [root, top, child] = self.nodes;
+        match (level, top.name) {
+            (1, b"chosen") => self.facts.arguments = text(top.bootargs, "chosen")?.unwrap_or(""),
+            (1, _) => self.finish_device(&root, &top)?,
+            (2, b"chosen") => self.finish_module(&top, &child)?,
+            // A node without `reg` asks the kernel to find a place: nothing is reserved yet.
+            (2, b"reserved-memory") if child.reg.is_some() => {
+                child.for_each_region(&top, "reserved-memory", |region| {
+                    let reservation = Reservation { region, no_map: child.no_map };
+                    push(&mut self.facts.reserved, reservation, "reservations")
+                })?;
+            }
+            _ => {}
         }
-        let Some(kind) = kind else { continue };
-        let module = Module {
-            name: child.name(),
-            region: module_region(child)?,
-            kind,
-            arguments: text(child, "bootargs", "boot module")?,
+        Ok(())
+    }
+
+    fn finish_device(&mut self, root: &Node<'a>, node: &Node<'a>) -> Result<(), TreeError> {
+        if node.is_memory() {
+            return node
+                .for_each_region(root, "memory", |region| push(&mut self.facts.ram, region, "runs of RAM"));
+        }
+        if let (Some(phandle), Some(cells)) = (node.phandle, node.interrupt_cells) {
+            push(&mut self.controllers, (phandle, cells), "interrupt controllers")?;
+        }
+        let known = node.compatible().find_map(|name| COMPATIBLE.iter().find(|(known, _)| *known == name));
+        match known {
+            None => Ok(()),
+            Some((_, Device::Timer)) => {
+                self.timer = Some(*node);
+                Ok(())
+            }
+            Some((_, device)) => {
+                self.facts.drops_smmu |= *device == Device::Smmu;
+                push(&mut self.facts.dropped, node.name, "devices to withhold")?;
+                node.for_each_region(root, "device to withhold", |region| {
+                    push(&mut self.facts.withheld, region, "ranges to withhold")
+                })
+            }
+        }
+    }
+
+    fn finish_module(&mut self, chosen: &Node<'a>, node: &Node<'a>) -> Result<(), TreeError> {
+        let is = |what: &[u8]| node.compatible().any(|name| name == what);
+        if !is(b"multiboot,module") {
+            return Ok(());
+        }
+        let kind = match (is(b"multiboot,kernel"), is(b"multiboot,ramdisk")) {
+            (true, false) => ModuleKind::Kernel,
+            (false, true) => ModuleKind::Ramdisk,
+            _ => ModuleKind::Unknown,
         };
-        push(&mut facts.modules, module, "boot modules")?;
+        let region = module_region(chosen, node)?;
+        let arguments = text(node.bootargs, "boot module")?;
+        push(&mut self.facts.modules, Module { name: node.name, region, kind, arguments }, "boot modules")
     }
-    Ok(())
+
+    fn finish(mut self) -> Result<Facts<'a>, TreeError> {
+        let timer = self.timer.ok_or(TreeError::BadTimer)?;
+        let [root, ..] = &self.nodes;
+        let parent = timer.interrupt_parent.or(root.interrupt_parent).ok_or(TreeError::BadTimer)?;
+        let cells = self.controllers.iter().find(|(phandle, _)| *phandle == parent);
+        let (_, cells) = cells.ok_or(TreeError::BadTimer)?;
+        let physical = physical_interrupt(&timer, *cells).ok_or(TreeError::BadTimer)?;
+        self.facts.timer = Timer { name: timer.name, physical };
+        if self.facts.ram.is_empty() { Err(TreeError::NoMemory) } else { Ok(self.facts) }
+    }
+}
+
+/// The interrupt of EL1's physical timer: the one named "phys", or else the second (Linux
+/// `Documentation/devicetree/bindings/timer/arm,arch_timer.yaml`).
+fn physical_interrupt<'a>(timer: &Node<'a>, cells: u32) -> Option<&'a [u8]> {
+    const PHYSICAL: usize = 1;
+    const CELL: usize = 4;
+    let size = usize::try_from(cells).ok()?.checked_mul(CELL).filter(|size| *size != 0)?;
+    let index = match timer.interrupt_names {
+        Some(names) => names.split(|byte| *byte == 0).position(|name| name == b"phys")?,
+        None => PHYSICAL,
+    };
+    timer.interrupts?.chunks_exact(size).nth(index)
 }
 
 /// Where a boot module lies. QEMU's guest-loader writes two 64-bit values, whatever the cells of `/chosen`.
-fn module_region(node: FdtNode<'_>) -> Result<Region, TreeError> {
-    let bad = TreeError::BadReg("boot module");
-    let reg = bytes(node, "reg").ok_or(bad)?;
-    if let Some((start, size)) = reg.split_first_chunk()
-        && let Ok(size) = size.try_into()
-    {
-        return Region::new(u64::from_be_bytes(*start), u64::from_be_bytes(size)).ok_or(bad);
-    }
+fn module_region(chosen: &Node<'_>, node: &Node<'_>) -> Result<Region, TreeError> {
+    const OF: &str = "boot module";
+    let bad = TreeError::BadReg(OF);
+    let two_numbers = Node { address_cells: Some(2), size_cells: Some(2), ..Node::default() };
+    let is_two_numbers = node.reg.is_some_and(|reg| reg.len() == 16);
     let mut region = None;
-    for_each_region(node, "boot module", |found| {
+    node.for_each_region(if is_two_numbers { &two_numbers } else { chosen }, OF, |found| {
         region = Some(found);
         Ok(())
     })?;
     region.ok_or(bad)
 }
 
-fn read_device<'a>(facts: &mut Facts<'a>, root: FdtNode<'a>, node: FdtNode<'a>) -> Result<(), TreeError> {
-    let known = compatible(node).find_map(|name| COMPATIBLE.iter().find(|(known, _)| *known == name));
-    let Some((_, device)) = known else { return Ok(()) };
-    if *device == Device::Timer {
-        facts.timer = Timer { name: node.name(), physical: physical_timer_interrupt(root, node)? };
-        return Ok(());
+fn number(value: &[u8]) -> Option<u32> {
+    value.try_into().ok().map(u32::from_be_bytes)
+}
+
+/// Takes a number of one or two cells from the front of a value.
+fn take_cells(value: &mut &[u8], cells: u32) -> Option<u64> {
+    let mut number = 0;
+    for _ in 0..cells {
+        let (cell, rest) = value.split_first_chunk()?;
+        *value = rest;
+        number = number << 32 | u64::from(u32::from_be_bytes(*cell));
     }
-    facts.drops_smmu |= *device == Device::Smmu;
-    push(&mut facts.dropped, node.name(), "devices to withhold")?;
-    for_each_region(node, "device to withhold", |region| push(&mut facts.withheld, region, "ranges to withhold"))
+    Some(number)
 }
 
-/// The interrupt of EL1's physical timer: the one named "phys", or else the second (Linux
-/// `Documentation/devicetree/bindings/timer/arm,arch_timer.yaml`).
-fn physical_timer_interrupt<'a>(root: FdtNode<'a>, timer: FdtNode<'a>) -> Result<&'a [u8], TreeError> {
-    const PHYSICAL: usize = 1;
-    const CELL: usize = 4;
-    let interrupts: &[u8] = bytes(timer, "interrupts").ok_or(TreeError::BadTimer)?;
-    let index = match bytes(timer, "interrupt-names") {
-        Some(names) => names.split(|byte| *byte == 0).position(|name| name == b"phys"),
-        None => Some(PHYSICAL),
-    };
-    let parent = number(timer, "interrupt-parent").or_else(|| number(root, "interrupt-parent"));
-    let cells = parent.and_then(|parent| interrupt_cells(root, parent)).ok_or(TreeError::BadTimer)?;
-    let size = usize::try_from(cells).ok().and_then(|cells| cells.checked_mul(CELL));
-    let size = size.filter(|size| *size != 0).ok_or(TreeError::BadTimer)?;
-    index.and_then(|index| interrupts.chunks_exact(size).nth(index)).ok_or(TreeError::BadTimer)
-}
-
-/// `#interrupt-cells` of the controller with this phandle, below the root.
-fn interrupt_cells(root: FdtNode<'_>, phandle: u32) -> Option<u32> {
-    let controller = root.children().find(|node| number(*node, "phandle") == Some(phandle))?;
-    number(controller, "#interrupt-cells")
-}
-
-fn compatible<'a>(node: FdtNode<'a>) -> impl Iterator<Item = &'a str> {
-    let list = node.property("compatible").and_then(|list| list.value_as::<FdtStringListIterator<'a>>().ok());
-    list.into_iter().flatten()
-}
-
-fn bytes<'a>(node: FdtNode<'a>, property: &str) -> Option<&'a [u8]> {
-    node.property(property)?.value_as::<&'a [u8]>().ok()
-}
-
-fn number(node: FdtNode<'_>, property: &str) -> Option<u32> {
-    node.property(property)?.value_as::<u32>().ok()
-}
-
-fn text<'a>(node: FdtNode<'a>, property: &str, of: &'static str) -> Result<Option<&'a str>, TreeError> {
-    let Some(property) = node.property(property) else { return Ok(None) };
-    property.value_as::<&'a str>().map(Some).map_err(|_| TreeError::BadText(of))
-}
-
-/// Calls `each` for every run of bytes in a node's `reg`; one of size 0 is no run.
-fn for_each_region(
-    node: FdtNode<'_>,
-    of: &'static str,
-    mut each: impl FnMut(Region) -> Result<(), TreeError>,
-) -> Result<(), TreeError> {
-    let bad = TreeError::BadReg(of);
-    let runs = node.reg().map_err(|_| bad)?.ok_or(bad)?;
-    for run in runs {
-        let (start, size) = (run.address::<u64>().map_err(|_| bad)?, run.size::<u64>().map_err(|_| bad)?);
-        if size != 0 {
-            each(Region::new(start, size).ok_or(bad)?)?;
-        }
-    }
-    Ok(())
+fn text<'a>(value: Option<&'a [u8]>, of: &'static str) -> Result<Option<&'a str>, TreeError> {
+    let Some(value) = value else { return Ok(None) };
+    let bad = TreeError::BadText(of);
+    let (end, text) = value.split_last().ok_or(bad)?;
+    let text = core::str::from_utf8(text).map_err(|_| bad)?;
+    if *end == 0 && !text.contains('\0') { Ok(Some(text)) } else { Err(bad) }
 }
 
 fn push<T, const N: usize>(list: &mut ArrayVec<T, N>, item: T, of: &'static str) -> Result<(), TreeError> {
@@ -281,12 +388,13 @@ mod tests {
 
     #[test]
     fn the_facts_of_a_machine_are_read() {
-        let sample = Sample { smmu: true, reserved: vec![((0x5000_0000, 0x1000), true)], ..Sample::default() };
+        let sample =
+            Sample { smmu: true, reserved: vec![((0x5000_0000, 0x1000), true)], ..Sample::default() };
         let blob = sample.blob();
         let facts = read(&blob).unwrap();
         assert_eq!(facts.ram[..], [Region::new(0x4000_0000, 0x4000_0000).unwrap()]);
-        assert_eq!(facts.dropped[..], ["fw-cfg@9020000", "smmuv3@9050000"]);
-        assert_eq!(facts.timer, Timer { name: "timer", physical: &PHYSICAL_TIMER });
+        assert_eq!(facts.dropped[..], [&b"fw-cfg@9020000"[..], b"smmuv3@9050000"]);
+        assert_eq!(facts.timer, Timer { name: b"timer", physical: &PHYSICAL_TIMER });
         assert_eq!(facts.reserved.len(), 1);
         assert!(facts.reserved[0].no_map && facts.drops_smmu);
         let kinds: Vec<_> = facts.modules.iter().map(|module| module.kind).collect();
@@ -298,12 +406,19 @@ mod tests {
     fn memory_with_one_cell_is_read_as_its_parent_says() {
         let mut b = Builder::default();
         b.begin("").cells("#address-cells", &[1]).cells("#size-cells", &[1]).cells("interrupt-parent", &[1]);
-        b.begin("memory@40000000").cells("reg", &[0x4000_0000, 0x1000_0000, 0x6000_0000, 0x1000]).end();
+        b.begin("memory@40000000")
+            .text("device_type", "memory")
+            .cells("reg", &[0x4000_0000, 0x1000_0000, 0x6000_0000, 0x1000])
+            .end();
         b.begin("intc").cells("phandle", &[1]).cells("#interrupt-cells", &[3]).end();
-        b.begin("timer").text("compatible", "arm,armv8-timer").cells("interrupts", &[1, 13, 4, 1, 14, 4]).end();
+        b.begin("timer")
+            .text("compatible", "arm,armv8-timer")
+            .cells("interrupts", &[1, 13, 4, 1, 14, 4])
+            .end();
         b.end();
         let blob = b.finish(0);
-        let runs = [Region::new(0x4000_0000, 0x1000_0000).unwrap(), Region::new(0x6000_0000, 0x1000).unwrap()];
+        let runs =
+            [Region::new(0x4000_0000, 0x1000_0000).unwrap(), Region::new(0x6000_0000, 0x1000).unwrap()];
         assert_eq!(read(&blob).unwrap().ram[..], runs);
     }
 
@@ -318,7 +433,10 @@ mod tests {
     #[test]
     fn more_than_deed_can_hold_is_refused_by_name() {
         let ram = (0..MAX_RAM as u64 + 1).map(|n| (n << 32, 0x1000)).collect();
-        assert_eq!(read(&Sample { ram, ..Sample::default() }.blob()).unwrap_err(), TreeError::TooMany("runs of RAM"));
+        assert_eq!(
+            read(&Sample { ram, ..Sample::default() }.blob()).unwrap_err(),
+            TreeError::TooMany("runs of RAM")
+        );
         let reservations = vec![(0x1000, 0x1000); MAX_RESERVED + 1];
         let blob = Sample { reservations, ..Sample::default() }.blob();
         assert_eq!(read(&blob).unwrap_err(), TreeError::TooMany("reservations"));
@@ -338,8 +456,48 @@ mod tests {
 
     #[test]
     fn a_tree_without_memory_or_of_no_tree_at_all_is_refused() {
-        assert_eq!(read(&Sample { ram: vec![], ..Sample::default() }.blob()).unwrap_err(), TreeError::NoMemory);
+        assert_eq!(
+            read(&Sample { ram: vec![], ..Sample::default() }.blob()).unwrap_err(),
+            TreeError::NoMemory
+        );
         assert_eq!(read(&[]).unwrap_err(), TreeError::Malformed);
         assert_eq!(read(&[0; 64]).unwrap_err(), TreeError::Malformed);
+    }
+
+    #[test]
+    fn memory_that_is_disabled_is_none() {
+        let mut b = Builder::default();
+        b.begin("").cells("#address-cells", &[1]).cells("#size-cells", &[1]).cells("interrupt-parent", &[1]);
+        for (status, start) in [("disabled", 0x1000_0000), ("okay", 0x4000_0000)] {
+            b.begin("memory").text("device_type", "memory").text("status", status);
+            b.cells("reg", &[start, 0x1000_0000]).end();
+        }
+        b.begin("intc").cells("phandle", &[1]).cells("#interrupt-cells", &[3]).end();
+        b.begin("timer")
+            .text("compatible", "arm,armv8-timer")
+            .cells("interrupts", &[1, 13, 4, 1, 14, 4])
+            .end();
+        b.end();
+        let blob = b.finish(0);
+        assert_eq!(read(&blob).unwrap().ram[..], [Region::new(0x4000_0000, 0x1000_0000).unwrap()]);
+    }
+
+    #[test]
+    fn a_tree_that_is_read_is_one_to_another_parser_too() {
+        let samples = [
+            Sample::default(),
+            Sample { smmu: true, total: 0, ..Sample::default() },
+            Sample { reserved: vec![((0x5000_0000, 0x1000), true)], ..Sample::default() },
+        ];
+        for sample in samples {
+            let blob = sample.blob();
+            let facts = read(&blob).unwrap();
+            let other = dtoolkit::fdt::Fdt::new(&blob).unwrap();
+            let memory = other.find_node("/memory@40000000").unwrap().reg().unwrap().unwrap();
+            let memory: Vec<_> =
+                memory.map(|reg| (reg.address::<u64>().unwrap(), reg.size::<u64>().unwrap())).collect();
+            assert_eq!(facts.ram.iter().map(|ram| (ram.start(), ram.size())).collect::<Vec<_>>(), memory);
+            assert_eq!(Some(facts.arguments), other.chosen().unwrap().bootargs().unwrap());
+        }
     }
 }

@@ -10,8 +10,8 @@ use crate::addr::{Pages, Pfn};
 use crate::machine::Machine;
 use crate::ownership::query::host_state;
 use crate::vm::{MAX_VCPUS, MAX_VMS};
-use abi::host::{CALL_WORDS, DecodeError, HostCall, HostResult, VERSION_MAJOR, VERSION_MINOR};
 use abi::Error;
+use abi::host::{CALL_WORDS, DecodeError, HostCall, HostResult, VERSION_MAJOR, VERSION_MINOR};
 use core::sync::atomic::Ordering;
 
 /// The answer to a call of the host.

@@ -12,7 +12,7 @@ use crate::ownership::guest::GuestSpace;
 use crate::pgtable::stage2::GUEST_IPA_BITS;
 use crate::pgtable::{Level, Table};
 use crate::pool::PagePool;
-use crate::vm::{Vm, VcpuError, root_pages};
+use crate::vm::{VcpuError, Vm, root_pages};
 use abi::host::HostResult;
 use abi::{Error, VmFlags, VmHandle};
 
@@ -84,9 +84,7 @@ impl<M: Machine> Hypervisor<M> {
             let Some(page) = vm.next_page(&self.machine) else {
                 crate::broken("a page that a host gave to a VM is lost");
             };
-            if let Err(error) =
-                donate::hyp_to_host(&self.machine, &self.memory, &mut host, &mut hyp, page)
-            {
+            if let Err(error) = donate::hyp_to_host(&self.machine, &self.memory, &mut host, &mut hyp, page) {
                 vm.space.cache.push(&self.machine, page);
                 return if done > 0 { HostResult::ok(&[done, vm.given]) } else { error.into() };
             }
@@ -115,7 +113,6 @@ mod tests {
     use crate::testing::{PROTECTED, RAM_START, World};
     use abi::HostState;
     use abi::host::HostCall;
-
 
     #[test]
     fn teardown_returns_every_page_and_the_census_is_that_of_the_start() {
@@ -217,7 +214,11 @@ mod tests {
     #[test]
     fn all_slots_taken_is_an_answer() {
         let world = World::new();
-        world.ok(HostCall::PoolTopUp { pool: abi::page::Pool::Metadata, pfn: RAM_START + 0x2000, pages: 0x100 });
+        world.ok(HostCall::PoolTopUp {
+            pool: abi::page::Pool::Metadata,
+            pfn: RAM_START + 0x2000,
+            pages: 0x100,
+        });
         for slot in 0..crate::vm::MAX_VMS as u64 {
             world.vm(PROTECTED, 0x1000 + 2 * slot, 0);
         }

@@ -10,7 +10,6 @@ use crate::machine::Machine;
 use crate::memory::MemoryMap;
 use crate::pgtable::hyp_stage1::{Mapped, Rights};
 use crate::pgtable::stage2::{Entry, Page, Sharing};
-use crate::pgtable::REGION_PAGES;
 use crate::pool::Lacking;
 use abi::page::{Permissions, Pool};
 
@@ -54,7 +53,7 @@ pub fn host_to_hyp<M: Machine>(
             host.pool.check(Pool::Tables, tables, 0)?;
             let after = host.pool.free().saturating_sub(tables).saturating_add(pages.count());
             if after < TOPUP_RESERVE.min(host.pool.free()) {
-                return Err(Lacking { pool: Pool::Tables, pages: tables }.into());
+                return Err(Lacking { pool: Pool::Tables, pages: tables }.rounded().into());
             }
         }
     }
@@ -81,8 +80,7 @@ pub fn hyp_to_host<M: Machine>(
     if host.table.entry(machine, page.identity()) != Some(Entry::Owned(Owner::Hyp)) {
         return Err(Error::HostState(page));
     }
-    let Some(Some(Mapped { pfn, rights: Rights::ReadWrite })) =
-        hyp.table.entry(machine, page.identity_va())
+    let Some(Some(Mapped { pfn, rights: Rights::ReadWrite })) = hyp.table.entry(machine, page.identity_va())
     else {
         return Err(Error::HypState(page));
     };
@@ -126,7 +124,7 @@ pub fn host_to_guest<M: Machine>(
     guest.check_empty(machine, gfns)?;
     // Reserve.
     host.reserve(machine, pfns)?;
-    guest.reserve(machine, gfns, block_congruent(pfns, gfns))?;
+    guest.reserve(machine, gfns)?;
     // Commit: the host loses the pages before the guest gets them.
     let handle = guest.handle;
     let owner = Owner::Guest { vm: handle, gfn: gfns.start() };
@@ -139,12 +137,6 @@ pub fn host_to_guest<M: Machine>(
     machine.invalidate_icache();
     guest.give(machine, gfns, pfns, Sharing::Owned, Permissions::ALL);
     Ok(pfns.count())
-}
-
-/// Whether a whole region can be one block on the guest's side: a block's output must be aligned as its
-/// input is.
-pub(super) fn block_congruent(pfns: Pages<Pfn>, gfns: Pages<Gfn>) -> bool {
-    (pfns.start().as_u64() ^ gfns.start().as_u64()) % REGION_PAGES == 0
 }
 
 /// EL2's pages that show these physical pages.
@@ -201,7 +193,6 @@ mod tests {
         let result = world.call(HostCall::DonateGuest { vm, pfn: RAM_START + page, gfn, pages });
         (result.outcome, result.values[0])
     }
-
 
     #[test]
     fn a_donated_page_is_the_guests_and_no_longer_the_hosts() {
@@ -295,17 +286,7 @@ mod tests {
 
     #[test]
     fn a_host_without_table_pages_asks_for_them_and_a_top_up_helps() {
-        // Root (2 pages and what aligns it), EL2's tables and the first splits leave little more than the reserve.
-        let mut world = None;
-        for pool in 8..0x40 {
-            let machine = crate::testing::TestMachine::new();
-            let setup = crate::testing::setup(&machine, pool);
-            if let Ok(hyp) = crate::Hypervisor::new(machine, &setup) {
-                world = Some(World { hyp });
-                break;
-            }
-        }
-        let world = world.expect("some pool suffices");
+        let world = World::with_least_pool();
         assert_eq!(world.hyp.host.lock().pool.free(), TOPUP_RESERVE);
         let root = RAM_START + 0x1400;
         let flags = PROTECTED;
@@ -319,6 +300,20 @@ mod tests {
         world.ok(HostCall::VmCreate { flags, root });
         world.check();
         assert_eq!(world.host_state(0xc00), Some(HostState::NoPage));
+    }
+
+    #[test]
+    fn the_table_pages_that_are_asked_for_suffice_wherever_they_lie() {
+        for page in (0xc00..0x1000).step_by(8) {
+            let world = World::with_least_pool();
+            let vm = HostCall::VmCreate { flags: PROTECTED, root: RAM_START + 0x1400 };
+            let result = world.call(vm);
+            assert_eq!(result.outcome, Err(Code::NoMemory));
+            let (pfn, pages) = (RAM_START + page, result.values[0]);
+            assert_eq!(page % pages, 0, "aligned as asked for");
+            assert_eq!(world.ok(HostCall::PoolTopUp { pool: Pool::Tables, pfn, pages }), pages);
+            world.ok(vm);
+        }
     }
 
     #[test]

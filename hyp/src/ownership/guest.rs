@@ -12,7 +12,7 @@ use super::{Error, Host, Owner, TOPUP_RESERVE, chunk, identity};
 use crate::addr::{Frame, Gfn, Pages, Pfn};
 use crate::machine::Machine;
 use crate::pgtable::stage2::{Entry, Page, Sharing, Stage2};
-use crate::pgtable::{REGION_PAGES, Regime, Table};
+use crate::pgtable::{REGION_PAGES, Table};
 use crate::pool::PagePool;
 use abi::VmHandle;
 use abi::page::{Permissions, Pool};
@@ -56,6 +56,28 @@ impl Piece {
     }
 }
 
+/// What a guest's table has where memory was expected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gap {
+    /// Nothing.
+    Empty,
+    /// Memory that was taken by force.
+    Poisoned,
+    /// A device, or an entry in change.
+    Other,
+}
+
+impl Gap {
+    /// The refusal of a transition that meets it at this page.
+    pub(super) fn error(self, gfn: Gfn) -> Error {
+        match self {
+            Self::Empty => Error::Missing(gfn),
+            Self::Poisoned => Error::Poisoned(gfn),
+            Self::Other => Error::GuestState(gfn),
+        }
+    }
+}
+
 /// Shares a chunk of a guest's private pages with the host. Returns the number of pages.
 ///
 /// # Errors
@@ -68,7 +90,7 @@ pub fn share_host<M: Machine>(
 ) -> Result<u64, Error> {
     guest.check_span(gfns)?;
     let (gfns, _) = chunk(gfns, gfns);
-    guest.prepare(machine, host, gfns, Sharing::Owned)?;
+    guest.prepare(machine, host, gfns, |sharing| sharing == Sharing::Owned)?;
     guest.change_pieces(machine, gfns, |guest, piece| {
         guest.mark(machine, piece, Sharing::Shared);
         host.give(machine, piece.pfns, Sharing::Borrowed);
@@ -88,10 +110,16 @@ pub fn unshare_host<M: Machine>(
 ) -> Result<u64, Error> {
     guest.check_span(gfns)?;
     let (gfns, _) = chunk(gfns, gfns);
-    guest.prepare(machine, host, gfns, Sharing::Shared)?;
+    guest.prepare(machine, host, gfns, |sharing| sharing == Sharing::Shared)?;
     guest.change_pieces(machine, gfns, |guest, piece| {
         // The host's access is gone from every TLB before the guest may call the pages private.
         host.annotate(machine, piece, guest.handle);
+        if machine.needs_clean() {
+            // What the host left in the caches must not overwrite what the guest stores past them.
+            for page in piece.pfns.iter() {
+                machine.clean(page);
+            }
+        }
         guest.mark(machine, piece, Sharing::Owned);
     });
     Ok(gfns.count())
@@ -110,37 +138,26 @@ pub fn relinquish<M: Machine>(
 ) -> Result<u64, Error> {
     guest.check_span(gfns)?;
     let (gfns, _) = chunk(gfns, gfns);
-    match guest.prepare(machine, host, gfns, Sharing::Owned) {
-        Err(Error::Missing(missing)) => {
-            // Do what lies before the hole, or pass over the hole.
-            let before = missing.as_u64().saturating_sub(gfns.start().as_u64());
-            match Pages::new(gfns.start(), before) {
-                Some(pages) => relinquish(machine, host, guest, pages),
-                None => Ok(1),
-            }
+    let gfns = match guest.before_gap(machine, gfns) {
+        Ok(gfns) => gfns,
+        Err(Gap::Empty) => return Ok(1),
+        Err(gap) => return Err(gap.error(gfns.start())),
+    };
+    guest.prepare(machine, host, gfns, |sharing| sharing == Sharing::Owned)?;
+    guest.take_pieces(machine, gfns, |piece| {
+        for page in piece.pfns.iter() {
+            machine.wipe(page);
         }
-        Err(error) => Err(error),
-        Ok(()) => {
-            guest.take_pieces(machine, gfns, |piece| {
-                for page in piece.pfns.iter() {
-                    machine.wipe(page);
-                }
-                host.give(machine, piece.pfns, Sharing::Owned);
-            });
-            Ok(gfns.count())
-        }
-    }
+        host.give(machine, piece.pfns, Sharing::Owned);
+    });
+    Ok(gfns.count())
 }
 
 /// Enrols a chunk of a guest's empty addresses as a device. Returns the number of pages.
 ///
 /// # Errors
 /// There is memory, or there was (poisoned); or table pages are lacking.
-pub fn guard_map<M: Machine>(
-    machine: &M,
-    guest: &mut GuestSpace,
-    gfns: Pages<Gfn>,
-) -> Result<u64, Error> {
+pub fn guard_map<M: Machine>(machine: &M, guest: &mut GuestSpace, gfns: Pages<Gfn>) -> Result<u64, Error> {
     guest.exchange(machine, gfns, &[Entry::Empty, Entry::Device], Entry::Device)
 }
 
@@ -148,11 +165,7 @@ pub fn guard_map<M: Machine>(
 ///
 /// # Errors
 /// A page is not enrolled; or table pages are lacking.
-pub fn guard_unmap<M: Machine>(
-    machine: &M,
-    guest: &mut GuestSpace,
-    gfns: Pages<Gfn>,
-) -> Result<u64, Error> {
+pub fn guard_unmap<M: Machine>(machine: &M, guest: &mut GuestSpace, gfns: Pages<Gfn>) -> Result<u64, Error> {
     guest.exchange(machine, gfns, &[Entry::Device], Entry::Empty)
 }
 
@@ -171,18 +184,25 @@ impl GuestSpace {
     }
 
     /// Checks that the VM's pool has the tables that a change of these pages takes.
-    pub(super) fn reserve<M: Machine>(
-        &self,
-        machine: &M,
-        gfns: Pages<Gfn>,
-        as_block: bool,
-    ) -> Result<(), Error> {
-        let mut tables = self.table.tables_needed(machine, gfns);
-        if !as_block && gfns.count() == REGION_PAGES {
-            // The region is whole but cannot be a block, so it takes a last-level table.
-            tables = self.table.tables_needed(machine, gfns.truncated(1));
+    pub(super) fn reserve<M: Machine>(&self, machine: &M, gfns: Pages<Gfn>) -> Result<(), Error> {
+        Ok(self.cache.check(Pool::Vm, self.table.tables_needed(machine, gfns), 0)?)
+    }
+
+    /// The pages before the first that is not memory; what is there instead, if that is the first of all.
+    pub(super) fn before_gap<M: Machine>(&self, machine: &M, gfns: Pages<Gfn>) -> Result<Pages<Gfn>, Gap> {
+        let gap = self.table.try_for_each(machine, gfns, |run| match run.entry {
+            Entry::Page(_) => Ok(()),
+            Entry::Empty => Err((run.pages.start(), Gap::Empty)),
+            Entry::Poisoned => Err((run.pages.start(), Gap::Poisoned)),
+            _ => Err((run.pages.start(), Gap::Other)),
+        });
+        match gap {
+            Ok(()) => Ok(gfns),
+            Err((gfn, gap)) => {
+                let before = gfn.as_u64().saturating_sub(gfns.start().as_u64());
+                Pages::new(gfns.start(), before).ok_or(gap)
+            }
         }
-        Ok(self.cache.check(Pool::Vm, tables, 0)?)
     }
 
     /// Commit: lets the guest access a chunk of new pages.
@@ -195,16 +215,7 @@ impl GuestSpace {
         permissions: Permissions,
     ) {
         let first = Entry::Page(Page { pfn: pfns.start(), sharing, permissions });
-        if gfns.count() == REGION_PAGES && !super::donate::block_congruent(pfns, gfns) {
-            let halves = [Some(gfns.truncated(1)), gfns.advanced(1)];
-            for (skip, half) in halves.into_iter().enumerate() {
-                let Some(half) = half else { continue };
-                let from = self.table.regime().advance(first, skip as u64);
-                self.table.set_from(machine, half, &mut self.cache, from);
-            }
-        } else {
-            self.table.set_from(machine, gfns, &mut self.cache, first);
-        }
+        self.table.set_from(machine, gfns, &mut self.cache, first);
         self.pages = self.pages.saturating_add(gfns.count());
     }
 
@@ -243,19 +254,19 @@ impl GuestSpace {
         pending.map_or(Ok(()), visit)
     }
 
-    /// Checks that the guest holds all pages of a chunk in one state and the host's table agrees, and that
-    /// both pools have the tables that a change takes.
-    fn prepare<M: Machine>(
+    /// Checks that the guest has all pages of a chunk in a state that the transition takes and that the host's
+    /// table agrees, and that both pools have the tables that a change of them takes.
+    pub(super) fn prepare<M: Machine>(
         &self,
         machine: &M,
         host: &Host,
         gfns: Pages<Gfn>,
-        sharing: Sharing,
+        takes: impl Fn(Sharing) -> bool,
     ) -> Result<(), Error> {
         let mut tables = 0u64;
         let mut last_region = None;
         self.try_for_each_piece(machine, gfns, |piece| {
-            if piece.sharing != sharing {
+            if !takes(piece.sharing) {
                 return Err(Error::GuestState(piece.gfns.start()));
             }
             host.check_piece(machine, self.handle, piece)?;
@@ -266,7 +277,7 @@ impl GuestSpace {
             Ok(())
         })?;
         host.pool.check(Pool::Tables, tables, TOPUP_RESERVE)?;
-        self.reserve(machine, gfns, true)
+        self.reserve(machine, gfns)
     }
 
     /// Commit: applies `change` to every piece of a chunk that was checked.
@@ -333,21 +344,16 @@ impl GuestSpace {
         self.table.try_for_each(machine, gfns, |run| {
             if from.contains(&run.entry) { Ok(()) } else { Err(Error::GuestState(run.pages.start())) }
         })?;
-        self.reserve(machine, gfns, true)?;
+        self.reserve(machine, gfns)?;
         self.table.set(machine, gfns, &mut self.cache, |_| to);
         Ok(gfns.count())
     }
 }
 
 impl Host {
-    /// Checks that the host's table says of a piece what the guest's does: another's page where the guest
-    /// owns it alone, a borrowed one where the guest shares it.
-    pub(super) fn check_piece<M: Machine>(
-        &self,
-        machine: &M,
-        vm: VmHandle,
-        piece: Piece,
-    ) -> Result<(), Error> {
+    /// Checks that the host's table says of a piece what the guest's does: this guest's page where the guest
+    /// owns it alone, a borrowed one where the guest shares it, a lent one where the guest borrows it.
+    fn check_piece<M: Machine>(&self, machine: &M, vm: VmHandle, piece: Piece) -> Result<(), Error> {
         self.table.try_for_each(machine, identity(piece.pfns), |run| {
             let offset = run.pages.start().as_u64().saturating_sub(piece.pfns.start().as_u64());
             let gfn = piece.gfns.start().checked_add(offset);
@@ -356,6 +362,7 @@ impl Host {
                     owner == vm && Some(at) == gfn
                 }
                 (Sharing::Shared, Entry::Page(page)) => page.sharing == Sharing::Borrowed,
+                (Sharing::Borrowed, Entry::Page(page)) => page.sharing == Sharing::Shared,
                 _ => false,
             };
             if agrees { Ok(()) } else { Err(Error::HostState(super::physical(run.pages.start()))) }
@@ -372,9 +379,9 @@ impl Host {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{RAM_START, World};
     use crate::ownership::Progress;
     use crate::ownership::query::GuestPage;
+    use crate::testing::{RAM_START, World};
     use abi::HostState;
     use abi::host::HostCall;
 
@@ -398,7 +405,6 @@ mod tests {
         vm
     }
 
-
     #[test]
     fn a_shared_page_is_the_hosts_to_read_until_it_is_taken_back() {
         let world = World::new();
@@ -413,6 +419,17 @@ mod tests {
         assert!(!world.host_reads(5));
         assert_eq!(world.guest_reads(vm, GFN), Some(5));
         assert_eq!(world.census(), before);
+    }
+
+    #[test]
+    fn unshare_leaves_no_dirty_line_of_the_host() {
+        let world = World::new();
+        let vm = guest(&world, &[5]);
+        assert_eq!(world.hyp.guest_share_host(vm, run(0, 1)), done(1));
+        let pa = (RAM_START + 5) << 12;
+        world.sim().write_bytes(pa, b"hostdata");
+        assert_eq!(world.hyp.guest_unshare_host(vm, run(0, 1)), done(1));
+        assert!(!world.sim().is_dirty(pa), "it could be written back over what the guest stores");
     }
 
     #[test]

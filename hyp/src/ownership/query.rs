@@ -179,12 +179,12 @@ mod tests {
     use crate::testing::{HYP_START, PRIVATE, RAM_PAGES, RAM_START, World};
     use abi::host::HostCall;
 
-
     #[test]
     fn at_boot_the_host_reaches_everything_but_the_hypervisor_and_what_is_withheld() {
         let world = World::new();
         let leaves = world.sim().leaves_stage2(world.host());
-        let reaches = |page: u64| leaves.iter().any(|leaf| (leaf.ipa..leaf.ipa + leaf.size).contains(&(page << 12)));
+        let reaches =
+            |page: u64| leaves.iter().any(|leaf| (leaf.ipa..leaf.ipa + leaf.size).contains(&(page << 12)));
         for page in (0..RAM_PAGES).map(|page| RAM_START + page) {
             let own = (HYP_START..HYP_START + crate::testing::HYP_PAGES).contains(&page);
             assert_eq!(reaches(page), !own, "{page:#x}");

@@ -3,18 +3,17 @@
 //! Source of the rules: Linux 7.2 `__pkvm_host_reclaim_page_guest`. A private page is wiped and cleaned
 //! before the host can reach it (I4); a shared one is not, since the host can read it already.
 
-use super::guest::GuestSpace;
-use super::{Error, Host, TOPUP_RESERVE, chunk, identity};
+use super::guest::{Gap, GuestSpace};
+use super::{Error, Host, chunk};
 use crate::addr::{Frame, Gfn, Pages};
 use crate::machine::Machine;
-use crate::pgtable::stage2::{Entry, Sharing};
-use abi::page::Pool;
+use crate::pgtable::stage2::Sharing;
 
 /// Takes a chunk back from a dying protected guest. Poisoned pages are the host's already and are passed
-/// over. Returns the number of pages.
+/// over; at a page that is not there the chunk ends. Returns the number of pages.
 ///
 /// # Errors
-/// A page is not there, the tables disagree, or table pages are lacking.
+/// The first page is not there, the tables disagree, or table pages are lacking.
 pub fn from_dying<M: Machine>(
     machine: &M,
     host: &mut Host,
@@ -23,16 +22,12 @@ pub fn from_dying<M: Machine>(
 ) -> Result<u64, Error> {
     guest.check_span(gfns)?;
     let (gfns, _) = chunk(gfns, gfns);
-    let Some(gfns) = guest.before_poison(machine, gfns) else { return Ok(1) };
-    // Check and reserve.
-    let mut tables = 0u64;
-    guest.try_for_each_piece(machine, gfns, |piece| {
-        host.check_piece(machine, guest.handle, piece)?;
-        tables = tables.saturating_add(host.table.tables_needed(machine, identity(piece.pfns)));
-        Ok(())
-    })?;
-    host.pool.check(Pool::Tables, tables, TOPUP_RESERVE)?;
-    guest.reserve(machine, gfns, true)?;
+    let gfns = match guest.before_gap(machine, gfns) {
+        Ok(gfns) => gfns,
+        Err(Gap::Poisoned) => return Ok(1),
+        Err(gap) => return Err(gap.error(gfns.start())),
+    };
+    guest.prepare(machine, host, gfns, |_| true)?;
     // Commit: the guest loses the pages, they are wiped, then the host gets them.
     guest.take_pieces(machine, gfns, |piece| {
         if piece.sharing == Sharing::Owned {
@@ -66,20 +61,6 @@ pub fn wipe_private<M: Machine>(machine: &M, guest: &GuestSpace) -> u64 {
     wiped
 }
 
-impl GuestSpace {
-    /// The pages before the first poisoned one; `None` if that is the first.
-    fn before_poison<M: Machine>(&self, machine: &M, gfns: Pages<Gfn>) -> Option<Pages<Gfn>> {
-        let poisoned = self.table.try_for_each(machine, gfns, |run| match run.entry {
-            Entry::Poisoned => Err(run.pages.start()),
-            _ => Ok(()),
-        });
-        match poisoned {
-            Ok(()) => Some(gfns),
-            Err(gfn) => Pages::new(gfns.start(), gfn.as_u64().saturating_sub(gfns.start().as_u64())),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,7 +69,6 @@ mod tests {
     use abi::{Error as Code, HostState};
 
     const GFN: u64 = 0x8_0000;
-
 
     #[test]
     fn reclaim_wipes_private_pages_before_the_host_has_them_and_leaves_shared_ones() {
@@ -119,6 +99,35 @@ mod tests {
         world.check();
         assert!(world.host_reads(0x500) && !world.host_reads(0x4ff) && !world.host_reads(0x501));
         assert_eq!(world.hyp.with_vm(vm, |vm| vm.space.pages), Some(0x1ff));
+    }
+
+    #[test]
+    fn a_page_that_a_guest_gave_up_does_not_keep_its_neighbours_from_the_host() {
+        let world = World::new();
+        let vm = world.protected_vm();
+        world.ok(HostCall::DonateGuest { vm, pfn: RAM_START + 4, gfn: GFN, pages: 8 });
+        let hole = Pages::from_raw(GFN + 5, 1).unwrap();
+        assert_eq!(world.hyp.guest_relinquish(vm, hole).done, 1);
+        world.ok(HostCall::VmTeardownStart { vm });
+        assert_eq!(world.ok(HostCall::ReclaimGuest { vm, gfn: GFN, pages: 8 }), 5);
+        let at_the_hole = HostCall::ReclaimGuest { vm, gfn: GFN + 5, pages: 3 };
+        assert_eq!(world.call(at_the_hole).outcome, Err(Code::NoEntry));
+        assert_eq!(world.ok(HostCall::ReclaimGuest { vm, gfn: GFN + 6, pages: 2 }), 2);
+        world.finish(vm);
+        world.check();
+    }
+
+    #[test]
+    fn what_a_dying_vm_lacks_can_be_given() {
+        let world = World::new();
+        let vm = world.vm(crate::testing::PROTECTED, 0x1000, 1);
+        world.ok(HostCall::DonateGuest { vm, pfn: RAM_START + 0x400, gfn: GFN, pages: 0x200 });
+        world.ok(HostCall::VmTeardownStart { vm });
+        let reclaim = HostCall::ReclaimGuest { vm, gfn: GFN, pages: 1 };
+        assert_eq!(world.call(reclaim).outcome, Err(Code::NoMemory));
+        world.ok(HostCall::VmTopUp { vm, pfn: RAM_START + 0x1100, pages: 1 });
+        world.ok(reclaim);
+        world.check();
     }
 
     #[test]

@@ -6,13 +6,13 @@
 //! Sources of the rules: Linux 7.2 `__pkvm_host_share_hyp`, `hyp_pin_shared_mem`, `__pkvm_host_share_guest`
 //! and their inverses. A page is lent to one guest at a time here.
 
-use super::donate::{block_congruent, hyp_view};
+use super::donate::hyp_view;
 use super::guest::GuestSpace;
-use super::{Error, Host, HypSpace, TOPUP_RESERVE, chunk, identity};
+use super::{Error, Host, HypSpace, TOPUP_RESERVE, chunk};
 use crate::addr::{Gfn, Pages, Pfn};
 use crate::machine::Machine;
 use crate::memory::MemoryMap;
-use crate::pgtable::stage2::{Entry, Sharing};
+use crate::pgtable::stage2::Sharing;
 use abi::page::{Permissions, Pool};
 use arrayvec::ArrayVec;
 
@@ -103,12 +103,7 @@ pub fn pin<M: Machine>(
 ///
 /// # Errors
 /// The page is not pinned.
-pub fn unpin<M: Machine>(
-    machine: &M,
-    host: &mut Host,
-    hyp: &mut HypSpace,
-    page: Pfn,
-) -> Result<(), Error> {
+pub fn unpin<M: Machine>(machine: &M, host: &mut Host, hyp: &mut HypSpace, page: Pfn) -> Result<(), Error> {
     let position = hyp.pins.pages.iter().position(|(pinned, _)| *pinned == page);
     let at = position.ok_or(Error::HypState(page))?;
     if let Some((_, count)) = hyp.pins.pages.get_mut(at) {
@@ -142,7 +137,7 @@ pub fn host_with_guest<M: Machine>(
     host.check(machine, pfns, Sharing::Owned)?;
     guest.check_empty(machine, gfns)?;
     host.reserve(machine, pfns)?;
-    guest.reserve(machine, gfns, block_congruent(pfns, gfns))?;
+    guest.reserve(machine, gfns)?;
     host.give(machine, pfns, Sharing::Shared);
     machine.invalidate_icache();
     guest.give(machine, gfns, pfns, Sharing::Borrowed, permissions);
@@ -152,7 +147,8 @@ pub fn host_with_guest<M: Machine>(
 /// Takes a chunk back from a guest that is not protected. Returns the number of pages.
 ///
 /// # Errors
-/// A page is not there or not lent, or table pages are lacking.
+/// The first page is not there, a page is not lent, or table pages are lacking. At a later page that is not
+/// there the chunk ends.
 pub fn host_unshare_guest<M: Machine>(
     machine: &M,
     host: &mut Host,
@@ -161,21 +157,8 @@ pub fn host_unshare_guest<M: Machine>(
 ) -> Result<u64, Error> {
     guest.check_span(gfns)?;
     let (gfns, _) = chunk(gfns, gfns);
-    // Check and reserve.
-    let mut tables = 0u64;
-    guest.try_for_each_piece(machine, gfns, |piece| {
-        if piece.sharing != Sharing::Borrowed {
-            return Err(Error::GuestState(piece.gfns.start()));
-        }
-        host.table.try_for_each(machine, identity(piece.pfns), |run| match run.entry {
-            Entry::Page(page) if page.sharing == Sharing::Shared => Ok(()),
-            _ => Err(Error::HostState(super::physical(run.pages.start()))),
-        })?;
-        tables = tables.saturating_add(host.table.tables_needed(machine, identity(piece.pfns)));
-        Ok(())
-    })?;
-    host.pool.check(Pool::Tables, tables, TOPUP_RESERVE)?;
-    guest.reserve(machine, gfns, true)?;
+    let gfns = guest.before_gap(machine, gfns).map_err(|gap| gap.error(gfns.start()))?;
+    guest.prepare(machine, host, gfns, |sharing| sharing == Sharing::Borrowed)?;
     // Commit: the guest loses the pages before they are the host's alone.
     guest.take_pieces(machine, gfns, |piece| host.give(machine, piece.pfns, Sharing::Owned));
     Ok(gfns.count())
@@ -187,7 +170,6 @@ mod tests {
     use crate::testing::{PROTECTED, RAM_START, World};
     use abi::host::HostCall;
     use abi::{Error as Code, HostState, VmFlags};
-
 
     const PFN: u64 = RAM_START + 7;
 
@@ -225,7 +207,8 @@ mod tests {
     fn a_page_is_mapped_at_el2_while_it_is_pinned_and_not_longer() {
         let world = World::new();
         let page = Pfn::new(PFN).unwrap();
-        let mapped = || world.hyp.hyp.lock().table.entry(world.hyp.machine(), page.identity_va()).flatten().is_some();
+        let mapped =
+            || world.hyp.hyp.lock().table.entry(world.hyp.machine(), page.identity_va()).flatten().is_some();
         world.ok(HostCall::ShareHyp { pfn: PFN, pages: 1 });
         assert!(!mapped());
         world.hyp.pin(page).unwrap();

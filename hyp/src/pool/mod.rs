@@ -16,6 +16,19 @@ pub struct Lacking {
     pub pages: u64,
 }
 
+/// Table pages to ask for at once: more than any donation takes for itself ([`crate::ownership::TOPUP_RESERVE`]),
+/// so that a top-up of so many always leaves the pool fuller than before.
+const TABLE_BATCH: u64 = 8;
+
+impl Lacking {
+    /// What to ask for, so that a run of so many pages, aligned to their number, is enough by itself.
+    pub fn rounded(self) -> Self {
+        let least = if self.pool == Pool::Tables { TABLE_BATCH } else { 1 };
+        let pages = self.pages.max(least).checked_next_power_of_two().unwrap_or(self.pages);
+        Self { pages, ..self }
+    }
+}
+
 /// Free table pages, as a list threaded through the pages themselves: constant time, no memory of its own.
 ///
 /// The pages are the hypervisor's, mapped at EL2 and reachable by nobody else; whoever holds the lock of the
@@ -47,7 +60,10 @@ impl PagePool {
     /// Checks that `pages` can be taken while `reserve` stay.
     pub fn check(&self, pool: Pool, pages: u64, reserve: u64) -> Result<(), Lacking> {
         let available = self.free.saturating_sub(reserve);
-        if pages <= available { Ok(()) } else { Err(Lacking { pool, pages: pages.saturating_sub(available) }) }
+        match pages.checked_sub(available) {
+            None | Some(0) => Ok(()),
+            Some(lacking) => Err(Lacking { pool, pages: lacking }.rounded()),
+        }
     }
 
     /// Puts a page back that was taken.
@@ -103,7 +119,8 @@ mod tests {
         let mut pool = PagePool::new();
         pool.extend(&machine, machine.ram(0, 4));
         assert_eq!(pool.check(Pool::Tables, 2, 2), Ok(()));
-        assert_eq!(pool.check(Pool::Tables, 3, 2), Err(Lacking { pool: Pool::Tables, pages: 1 }));
+        assert_eq!(pool.check(Pool::Tables, 3, 2), Err(Lacking { pool: Pool::Tables, pages: TABLE_BATCH }));
         assert_eq!(pool.check(Pool::Vm, 5, 0), Err(Lacking { pool: Pool::Vm, pages: 1 }));
+        assert_eq!(pool.check(Pool::Vm, 7, 0), Err(Lacking { pool: Pool::Vm, pages: 4 }));
     }
 }

@@ -118,8 +118,9 @@ const LAST_PSCI: u32 = 0x1f;
 /// Pages that one call does at most, counted from the first page of the range: up to the end of the
 /// last-level table that it lies in. So a call changes all its pages or none.
 pub fn first_chunk(pages: Pages<Gfn>) -> Pages<Gfn> {
-    const TABLE: u64 = 512;
-    pages.truncated(TABLE - pages.start().as_u64() % TABLE)
+    const TABLE: u64 = crate::pgtable::REGION_PAGES;
+    let before = pages.start().as_u64() % TABLE;
+    pages.truncated(TABLE.saturating_sub(before))
 }
 
 /// The pages that a memory call names: x1 is a page-aligned IPA, x2 a number with 0 for 1, x3 zero.

@@ -22,6 +22,7 @@ use abi::guest::INVALID_PARAMETER;
 use abi::host::HostResult;
 use abi::smccc::{NOT_SUPPORTED, SUCCESS};
 use abi::{Error, VmHandle, psci};
+use core::sync::atomic::Ordering;
 
 /// ESR_EL2 fields (Arm ARM D24.2.40).
 mod esr {
@@ -227,6 +228,7 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Puts the vCPU on this CPU and runs it until there is something for the host.
     fn run_loaded(&self, claim: &mut Claim) -> Exit {
+        self.counters.guest_entries.fetch_add(1, Ordering::Relaxed);
         let machine = self.machine();
         let id = claim.id;
         machine.load(id, &mut claim.vcpu.context);
@@ -315,7 +317,8 @@ impl<M: Machine> Hypervisor<M> {
         let refuse = Step::Inject(Exception::ExternalAbort { esr, far });
         let permission = match esr & esr::FAULT_STATUS {
             // A translation fault at level 0 is an address beyond the guest's space: no memory can come.
-            0b00_0101..=0b00_0111 | 0b00_1000..=0b00_1011 => false,
+            // Translation faults at the other levels, and access flag faults.
+            0b00_0101..=0b00_1011 => false,
             0b00_1100..=0b00_1111 if !claim.flags.protected => true,
             _ => return refuse,
         };

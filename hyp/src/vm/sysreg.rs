@@ -22,7 +22,7 @@ struct Access {
 
 impl Access {
     fn decode(esr: u64) -> Self {
-        let field = |shift: u32, bits: u32| (esr >> shift & ((1 << bits) - 1)) as u8;
+        let field = |shift: u32, bits: u32| (esr >> shift & !(u64::MAX << bits)) as u8;
         Self {
             encoding: Encoding(field(20, 2), field(14, 3), field(10, 4), field(1, 4), field(17, 3)),
             register: field(5, 5),

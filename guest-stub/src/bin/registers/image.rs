@@ -3,7 +3,7 @@
 use core::arch::global_asm;
 use core::mem::offset_of;
 
-use guest_stub::arch::{SYSTEM_COUNT, SYSTEM_REGISTERS, entry_record, system_registers};
+use guest_stub::arch::{SYSTEM_COUNT, SYSTEM_REGISTERS, attempt, entry_record, system_registers};
 use guest_stub::device::Device;
 use guest_stub::protocol::{Command, DEVICE_BASE, DOORBELL, PAGE_SIZE, RAM_BASE, VALUE};
 use guest_stub::{read_register, write_register};
@@ -43,9 +43,10 @@ pub(super) fn main(_argument: u64) {
     let mut device = Device::enrol();
     found_at_entry(&mut device);
     let mut pattern = Pattern(device.value(0));
-    let (mut general, mut system, mut keys) = (0, 0, 0);
+    let (mut general, mut system, mut keys, mut thread) = (0, 0, 0, 0);
     for round in 0..ROUNDS {
         let filled_keys = fill_keys(&mut pattern);
+        let filled_thread = fill_thread(&mut pattern);
         fill_system(&mut pattern);
         let filled_system = system_registers();
         let filled = filled(&mut pattern, round);
@@ -57,11 +58,13 @@ pub(super) fn main(_argument: u64) {
         unsafe { deed_registers_round(&filled, &mut seen) };
         system += different(&mut device, &filled_system, &system_registers());
         keys += u64::from(filled_keys != read_keys());
+        thread += u64::from(filled_thread != read_thread());
         general += lost(&mut device, &filled, &seen);
     }
     device.check("general-and-vector-registers-survive-exits", 0, general);
     device.check("system-registers-survive-exits", 0, system);
     device.check("pointer-authentication-keys-survive-exits", 0, keys);
+    device.check("tpidr2-el0-survives-exits-or-is-not-there", 0, thread);
 }
 
 /// A guest's pattern: never zero, different for every register, round and seed.
@@ -91,6 +94,7 @@ fn found_at_entry(device: &mut Device) {
     let wrong = different(device, &reset, &record.system);
     device.check("system-registers-have-their-reset-values-at-entry", 0, wrong);
     device.check("pointer-authentication-keys-are-zero-at-entry", 0, count(&mut read_keys().into_iter()));
+    device.check("tpidr2-el0-is-zero-at-entry-or-not-there", 0, read_thread());
 }
 
 /// Number of system registers that differ; each is named in a line for people, without its value.
@@ -195,4 +199,16 @@ fn read_keys() -> [u64; KEY_WORDS] {
         read_register!("s3_0_c2_c2_2"),
         read_register!("s3_0_c2_c2_3"),
     ]
+}
+
+/// TPIDR2_EL0, which a CPU with SME has and which cannot be trapped everywhere; 0 where it is UNDEFINED.
+fn read_thread() -> u64 {
+    attempt(|| read_register!("s3_3_c13_c0_5")).unwrap_or(0)
+}
+
+fn fill_thread(pattern: &mut Pattern) -> u64 {
+    let value = pattern.next();
+    // Where it is UNDEFINED nothing is written, and 0 is read back.
+    let _ = attempt(|| write_register!("s3_3_c13_c0_5", value));
+    read_thread()
 }

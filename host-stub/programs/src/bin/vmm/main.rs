@@ -1,8 +1,8 @@
 //! The default scenario, told step by step: a guest in memory that the host gave it keeps a secret, shares
 //! and takes back, while the host pries; then it ends, and nothing is left of it.
 //!
-//! Arguments: `secret-nonce=HEX` (of the run, or zero); `--leave-running` ends with the guest alive, so that
-//! the hypervisor must wipe it at power-off.
+//! Arguments: `secret-nonce=HEX` of the run; `--leave-running` and `--reset-running` power off and reset with
+//! the guest alive, so that the hypervisor must wipe it.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

@@ -9,7 +9,7 @@ use guest_stub::protocol::{
     ANSWER, ARGUMENT_KEEP, ARGUMENT_LOOK, GREETING, PAGE_SIZE, Phase, RAM_BASE, RAM_SIZE,
 };
 use host_programs::arch::Signal;
-use host_programs::census::Census;
+use host_programs::census::{Census, NO_DIFFERENCE};
 use host_programs::deed::{Deed, Hoard};
 use host_programs::kvm::Kvm;
 use host_programs::machine::{Event, Machine, Options};
@@ -25,7 +25,7 @@ const UNUSED: u64 = RAM_SIZE - PAGE_SIZE;
 /// Tells the story.
 pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure> {
     let nonce = nonce(arguments)?;
-    let leave_running = arguments.contains(&"--leave-running");
+    let last_call = last_call(arguments);
     let deed = Deed::open()?;
 
     let before = census_at_start(&deed, steps)?;
@@ -47,14 +47,13 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
 
     let [phase, ..] = machine.run_to_phase(steps)?;
     steps.equal("guest-reaches-its-last-phase", Phase::StillKept as u64, phase);
-    if leave_running {
-        steps.tell("The host powers off with the guest alive: the hypervisor must wipe what it owns.");
-        // Closing the VM would tear it down.
-        core::mem::forget(machine);
-        return Ok(());
+    if let Some(function) = last_call {
+        return power_off_with_the_guest_alive(&deed, steps, function);
     }
 
-    let pages: Vec<u64> = secrets.iter().chain(&buffers).map(|(_, pfn)| *pfn).chain([first_page]).collect();
+    let pages = private_pages(&deed, &machine)?;
+    let known = secrets.iter().chain(&buffers).map(|(_, pfn)| *pfn).chain([first_page]);
+    steps.equal("guests-pages-are-all-known", secrets.len() + buffers.len() + 1, known.filter(|pfn| pages.contains(pfn)).count());
     first_guest_ends(&deed, steps, machine, vm)?;
     pages_come_back(&deed, steps, &pages)?;
     second_guest_reads_zeros(&deed, steps, &pages)?;
@@ -71,6 +70,23 @@ fn nonce(arguments: &[&str]) -> Result<u64, Failure> {
         Some(digits) => u64::from_str_radix(digits, 16).map_err(|_| failure!("`{digits}` is no nonce")),
         None => Ok(0x5eed),
     }
+}
+
+/// The power call with which a run ends that leaves the guest alive.
+fn last_call(arguments: &[&str]) -> Option<u32> {
+    arguments.iter().find_map(|argument| match *argument {
+        "--leave-running" => Some(abi::psci::SYSTEM_OFF),
+        "--reset-running" => Some(abi::psci::SYSTEM_RESET),
+        _ => None,
+    })
+}
+
+/// The kernel would end the VM with its program, so the program ends the machine.
+fn power_off_with_the_guest_alive(deed: &Deed, steps: &mut Steps, function: u32) -> Result<(), Failure> {
+    steps.tell("The host powers off or resets with the guest alive: the hypervisor must wipe what the guest owns.");
+    steps.finish();
+    let [x0, ..] = deed.smc([u64::from(function), 0, 0, 0])?;
+    Err(failure!("the power call returned {x0:#x}"))
 }
 
 fn census_at_start(deed: &Deed, steps: &mut Steps) -> Result<Option<Census>, Failure> {
@@ -296,6 +312,19 @@ fn host_maps_without_asking(
     deed.misbehave(0)
 }
 
+/// Pages behind guest RAM that are the guest's now.
+fn private_pages(deed: &Deed, machine: &Machine) -> Result<Vec<u64>, Failure> {
+    let mut pages = Vec::new();
+    for offset in (0..RAM_SIZE).step_by(PAGE_SIZE as usize) {
+        if let Some(pfn) = deed.gmem_pfn(machine.memory_file(), offset)?
+            && !deed.accessible(pfn)?
+        {
+            pages.push(pfn);
+        }
+    }
+    Ok(pages)
+}
+
 fn first_guest_ends(
     deed: &Deed,
     steps: &mut Steps,
@@ -374,7 +403,7 @@ fn census_at_end(deed: &Deed, steps: &mut Steps, before: Option<Census>) -> Resu
             steps.tell(format_args!("  before: {before}"));
             steps.tell(format_args!("  now:    {now}"));
             let difference = before.difference(&now);
-            steps.check("census-is-that-of-the-start", "", &difference, difference.is_empty());
+            steps.check("census-is-that-of-the-start", NO_DIFFERENCE, &difference, difference == NO_DIFFERENCE);
         }
         _ => steps.skip("census-is-that-of-the-start", NO_TEST_CALLS),
     }
