@@ -41,7 +41,9 @@ pub enum Exit {
         /// Kind of access.
         access: Access,
     },
-    /// The guest accessed a page that it enrolled as a device. For a load, give the value with the next run.
+    /// The guest accessed a page that it enrolled as a device; or, without a guard (see
+    /// [`VmFlags`](crate::VmFlags)) or protection, an address without memory. For a load, give the value with
+    /// the next run. If there is memory by then, the guest's instruction runs again instead.
     Mmio {
         /// Address of the access.
         ipa: u64,

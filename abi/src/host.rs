@@ -115,7 +115,9 @@ pub mod register {
     pub const SP_EL0: u64 = 33;
     /// Stack pointer of EL1.
     pub const SP_EL1: u64 = 34;
-    /// First of the EL1 system registers.
+    /// First of the EL1 system registers, in this order: SCTLR, CPACR, TTBR0, TTBR1, TCR, ESR, AFSR0, AFSR1,
+    /// FAR, MAIR, VBAR, CONTEXTIDR, TPIDR_EL0, TPIDRRO_EL0, TPIDR_EL1, AMAIR, CNTKCTL, PAR, ELR, SPSR, CSSELR,
+    /// CNTV_CTL_EL0, CNTV_CVAL_EL0.
     pub const SYSTEM: u64 = 64;
 }
 

@@ -15,13 +15,14 @@ const PAGE: u64 = 4096;
 /// Places of a find that are named.
 const NAMED: usize = 4;
 /// Parts of the hypervisor, each between two symbols. The whole comes first.
-const REGIONS: [(&str, &str, &str); 6] = [
+const REGIONS: [(&str, &str, &str); 7] = [
     ("image", "__image_start", "__image_end"),
     ("text", "__image_start", "__text_end"),
     ("rodata", "__text_end", "__rodata_end"),
     ("data", "__rodata_end", "__data_end"),
     ("stacks", "__stacks_start", "__stacks_end"),
     ("pool", "__pool_start", "__pool_end"),
+    ("metadata", "__metadata_start", "__metadata_end"),
 ];
 
 /// A run that is over.
@@ -156,6 +157,8 @@ mod tests {
             ("__stacks_end", 0x7000),
             ("__pool_start", 0x7000),
             ("__pool_end", 0x9000),
+            ("__metadata_start", 0x9000),
+            ("__metadata_end", 0xa000),
             ("__image_end", 0xa000),
         ];
         table.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()

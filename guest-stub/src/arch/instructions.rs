@@ -155,3 +155,19 @@ pub fn vectors() -> [u64; 8] {
     };
     words
 }
+
+/// Writes two instructions to an address and calls them with x0 = `argument`; returns x0. The second one must
+/// be RET, the first may touch x0 and system registers only.
+pub fn call_code(address: u64, instructions: [u32; 2], argument: u64) -> u64 {
+    let [first, second] = instructions;
+    store64(address, u64::from(second) << 32 | u64::from(first));
+    let mut x0 = argument;
+    // SAFETY: the maintenance makes the stored words visible to instruction fetch before they are called. They
+    // change x0 and a system register on which no Rust code of the guest depends; an instruction that is
+    // UNDEFINED is skipped by the vectors.
+    unsafe {
+        asm!("dc cvau, {address}", "dsb ish", "ic ivau, {address}", "dsb ish", "isb", "blr {address}", "isb",
+             address = in(reg) address, inout("x0") x0, out("x30") _, options(nostack))
+    };
+    x0
+}

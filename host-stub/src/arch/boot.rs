@@ -22,8 +22,8 @@ use crate::process::Ended;
 /// that is given to a guest take up to 128 bytes.
 const HEAP_SIZE: u64 = 16 << 20;
 const HEAP_SHARE: u64 = 32;
-/// boot.S maps two blocks of 2 MiB for the device tree, which may begin at the end of the first.
-const TREE_LIMIT: u64 = 2 << 20;
+/// boot.S maps two blocks of this size for the device tree, which begins in the first.
+const TREE_BLOCK: u64 = 2 << 20;
 
 static MACHINE: Hardware = Hardware;
 
@@ -118,8 +118,11 @@ fn device_tree(address: u64) -> Result<(Range<u64>, &'static [u8]), &'static str
     }
     let [a, b, c, d, e, f, g, h] = header;
     let size = u64::from(u32::from_be_bytes([e, f, g, h]));
-    if u32::from_be_bytes([a, b, c, d]) != MAGIC || size > TREE_LIMIT {
+    if u32::from_be_bytes([a, b, c, d]) != MAGIC {
         return Err("no device tree");
+    }
+    if address % TREE_BLOCK + size > 2 * TREE_BLOCK {
+        return Err("the device tree is too large");
     }
     let range = address..address + size;
     let bytes = static_bytes(&range);

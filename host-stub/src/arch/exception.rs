@@ -1,6 +1,7 @@
 //! Exceptions taken from EL1: expected faults go on at their fix-up, all others end the kernel.
 
 use core::arch::global_asm;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::hardware;
 
@@ -59,6 +60,7 @@ extern "C" fn kernel_exception(vector: u64, frame: &mut KernelFrame) {
         frame.elr = next;
         return;
     }
+    end_once();
     let kind = match vector % 4 {
         0 => "synchronous exception",
         1 => "IRQ",
@@ -67,6 +69,17 @@ extern "C" fn kernel_exception(vector: u64, frame: &mut KernelFrame) {
     };
     dump(kind, frame);
     hardware::power_off();
+}
+
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Stops this CPU if the kernel is ending already: then what went wrong is the ending itself.
+fn end_once() {
+    if ENDING.swap(true, Ordering::Relaxed) {
+        loop {
+            aarch64_cpu::asm::wfe();
+        }
+    }
 }
 
 fn dump(kind: &str, frame: &KernelFrame) {
@@ -84,6 +97,7 @@ fn dump(kind: &str, frame: &KernelFrame) {
 // SAFETY: the name is used by vectors.S alone.
 #[unsafe(no_mangle)]
 extern "C" fn kernel_stack_overflow(elr: u64, esr: u64, far: u64) -> ! {
+    end_once();
     super::console::force(format_args!("kernel stack overflow: ELR {elr:#x} ESR {esr:#x} FAR {far:#x}"));
     hardware::power_off();
 }

@@ -7,6 +7,8 @@ use alloc::collections::BTreeMap;
 use core::cell::RefCell;
 use core::ops::Range;
 
+use abi::HostCall;
+
 use crate::errno::Errno;
 use crate::host::Host;
 use crate::mm::{Holder, PAGE, Pfn, is_aligned};
@@ -134,10 +136,17 @@ impl Inode {
         self.content.borrow_mut().remove(&index)
     }
 
-    /// Ends the inode. Pages that a VM has stay the VM's, whose teardown frees them; the others are freed.
+    /// Ends the inode. Pages that a protected VM owns stay the VM's, whose teardown frees them; the others are
+    /// freed, after those that are lent were taken back.
     pub fn destroy(self, host: &mut Host) {
         for page in self.content.into_inner().into_values() {
             match host.frames.holder(page.frame) {
+                Some(Holder::Lent { vm, gfn }) => {
+                    match host.call(HostCall::UnshareGuest { vm, gfn: gfn.into(), pages: 1 }) {
+                        Ok(_) => host.frames.taken_back(page.frame),
+                        Err(error) => log::error!("{:?} lent to {vm:?}: {error:?}", page.frame),
+                    }
+                }
                 Some(holder) if holder.is_given_away() => (),
                 _ => host.give_back(page.frame),
             }

@@ -111,6 +111,8 @@ pub fn take_lent_back(host: &mut Host, vm: &Vm, frames: core::ops::Range<u64>) -
     for (gfn, frame) in lent {
         match host.call(HostCall::UnshareGuest { vm: vm.handle(), gfn, pages: 1 }) {
             Ok(_) => back.push(frame),
+            // Its file took it back when it ended.
+            Err(Errno::ENOENT) => (),
             Err(error) => log::error!("{frame:?} lent to {:?} did not come back: {error:?}", vm.handle()),
         }
         vm.given.borrow_mut().guest.remove(&gfn);

@@ -67,6 +67,11 @@ global_asm!(
 
 static HYPERVISOR: Once<Hypervisor<El2>> = Once::new();
 
+/// The hypervisor, if it has been built.
+pub fn try_hypervisor() -> Option<&'static Hypervisor<El2>> {
+    HYPERVISOR.get()
+}
+
 /// The hypervisor. It exists before the host runs.
 pub fn hypervisor() -> &'static Hypervisor<El2> {
     match HYPERVISOR.get() {

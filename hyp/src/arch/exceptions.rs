@@ -84,6 +84,10 @@ fn immediate(esr: u64) -> u16 {
 
 /// How many registers from x1 on a successful result of each call names; 0 where there is no such call. x4 and
 /// up are written only if named.
+#[expect(
+    clippy::indexing_slicing,
+    reason = "evaluated by the compiler, which refuses an index out of bounds"
+)]
 const NAMED: [u8; 256] = {
     let mut named = [0; 256];
     let mut index = 0;

@@ -28,7 +28,9 @@ struct Table(UnsafeCell<[u64; ENTRIES]>);
 unsafe impl Sync for Table {}
 
 impl Table {
-    const NEW: Self = Self(UnsafeCell::new([0; ENTRIES]));
+    const fn new() -> Self {
+        Self(UnsafeCell::new([0; ENTRIES]))
+    }
 
     fn address(&self) -> u64 {
         self.0.get().addr() as u64
@@ -41,9 +43,9 @@ impl Table {
     }
 }
 
-static LEVEL_1: Table = Table::NEW;
-static LEVEL_2: Table = Table::NEW;
-static LEVEL_3: Table = Table::NEW;
+static LEVEL_1: Table = Table::new();
+static LEVEL_2: Table = Table::new();
+static LEVEL_3: Table = Table::new();
 
 /// Links the fixmap's tables. Returns the descriptor for entry [`ROOT_INDEX`] of the root, and its address.
 pub fn root_entry(root: Pfn) -> (u64, u64) {

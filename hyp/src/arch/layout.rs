@@ -22,14 +22,15 @@ pub struct Stack {
 unsafe impl Sync for Stack {}
 
 impl Stack {
-    const NEW: Self =
-        Self { guard: UnsafeCell::new([0; GUARD_SIZE]), memory: UnsafeCell::new([0; STACK_SIZE]) };
+    const fn new() -> Self {
+        Self { guard: UnsafeCell::new([0; GUARD_SIZE]), memory: UnsafeCell::new([0; STACK_SIZE]) }
+    }
 }
 
 /// The stacks of all CPUs. Not zeroed at boot.
 // SAFETY (of the section): it is writable, page aligned and loaded as no-bits by linker/hyp.ld.
 #[unsafe(link_section = ".stacks")]
-pub static STACKS: [Stack; MAX_CPUS] = [Stack::NEW; MAX_CPUS];
+pub static STACKS: [Stack; MAX_CPUS] = [const { Stack::new() }; MAX_CPUS];
 
 macro_rules! linker_symbols {
     ($($(#[$doc:meta])* $name:ident: $start:ident .. $end:ident;)*) => {

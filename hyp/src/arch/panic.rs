@@ -1,8 +1,8 @@
 //! The end of a hypervisor that has found itself broken: say why once, on one line with a fixed prefix, then
 //! what is known, then turn the machine off. Every entry to EL2 looks at [`PANICKING`] first and parks.
 
-use super::{console, layout, power};
-use crate::addr::PhysAddr;
+use super::{boot, console, layout, power};
+use crate::addr::{PAGE_SIZE, Pfn, PhysAddr};
 use crate::psci::End;
 use aarch64_cpu::registers::{ELR_EL2, ESR_EL2, FAR_EL2, Readable, SPSR_EL2};
 use core::cell::UnsafeCell;
@@ -116,9 +116,14 @@ fn say_exception_registers() {
     ));
 }
 
-/// Says whose page an address lies in, if the tables can be asked now.
+/// Says whose page an address lies in, if the tables can be asked now. EL2's addresses are physical ones.
 fn say_ownership(address: u64) {
-    let _ = PhysAddr::new(address);
+    let Some(page) = PhysAddr::new(address).map(Pfn::containing) else { return };
+    let Some(hypervisor) = boot::try_hypervisor() else { return };
+    if let Some(host) = hypervisor.host.try_lock() {
+        let entry = host.table.entry(&hypervisor.machine, page.identity());
+        console::emergency_line(format_args!("  the host's table says of {page:?}: {entry:?}"));
+    }
 }
 
 /// Prints what looks like return addresses on a stack: the code is built without frame pointers, so some of
@@ -128,16 +133,15 @@ fn say_backtrace(sp: u64) {
     let Some(stack) = layout::STACKS
         .iter()
         .map(layout::stack)
-        .find(|stack| PhysAddr::new(sp).is_some_and(|sp| stack.contains(crate::addr::Pfn::containing(sp))))
+        .find(|stack| PhysAddr::new(sp).is_some_and(|sp| stack.contains(Pfn::containing(sp))))
     else {
         return;
     };
-    let end = stack.end() * crate::addr::PAGE_SIZE;
+    let end = stack.end() * PAGE_SIZE;
     let start = sp & !7;
     let words = (start..end).step_by(8).take(BACKTRACE_WORDS as usize);
     let looks_like_code = |value: &u64| {
-        value.is_multiple_of(4)
-            && PhysAddr::new(*value).is_some_and(|at| text.contains(crate::addr::Pfn::containing(at)))
+        value.is_multiple_of(4) && PhysAddr::new(*value).is_some_and(|at| text.contains(Pfn::containing(at)))
     };
     for value in words.map(read_stack_word).filter(looks_like_code).take(BACKTRACE_LINES) {
         console::emergency_line(format_args!("  on the stack: {value:#x}"));

@@ -15,7 +15,7 @@
 
 use super::features::Features;
 use super::host::vttbr;
-use super::instructions::{dsb_nsh, isb, translate_el1_read};
+use super::instructions::{dsb_ish, isb, translate_el1_read};
 use super::panic::PANICKING;
 use super::registers::{
     HCRX_EL2, HDFGRTR_EL2, HDFGRTR2_EL2, HDFGWTR_EL2, HDFGWTR2_EL2, HFGITR_EL2, HFGITR2_EL2, HFGRTR_EL2,
@@ -181,8 +181,9 @@ fn probe() -> u32 {
 /// Holds stage-1 walks off, until [`release_walks`].
 #[inline]
 fn hold_walks() {
-    // Walks that are under way end with the registers that they began with.
-    dsb_nsh();
+    // Walks that are under way end with the registers that they began with. So does the maintenance that the
+    // owner has begun and not waited for: it may go on on another CPU, where its own DSB would not wait.
+    dsb_ish();
     TCR_EL1.write(TCR_EL1::EPD0::DisableTTBR0Walks + TCR_EL1::EPD1::DisableTTBR1Walks);
     // EPD means something only with the MMU on.
     SCTLR_EL1.set(SCTLR_RESET | SCTLR_EL1::M::Enable.value);

@@ -89,7 +89,7 @@ impl Pass<'_, '_> {
     fn drops_node(&self, name: &[u8]) -> bool {
         let facts = &self.plan.facts;
         match (self.depth, self.section) {
-            (1, _) => facts.dropped.iter().any(|dropped| *dropped == name),
+            (1, _) => facts.dropped.contains(&name),
             (2, Section::Chosen) => facts.modules.iter().any(|module| module.name == name),
             _ => false,
         }

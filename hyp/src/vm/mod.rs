@@ -28,7 +28,7 @@ use crate::machine::{Machine, Stage2Id};
 use crate::ownership::guest::GuestSpace;
 use crate::pool::records::{Record, Records};
 use abi::{Error, VmFlags, VmHandle};
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
 use power::Power;
 use spin::{Mutex, MutexGuard};
 use vcpu::{Residency, Vcpu};
@@ -62,8 +62,6 @@ pub struct Vm {
     pub(crate) flags: VmFlags,
     pub(crate) space: GuestSpace,
     pub(crate) phase: Phase,
-    /// The guest has turned itself off, or did what ends it: nothing of it is entered again.
-    pub(crate) ended: bool,
     /// The guest has called `MMIO_GUARD_ENROLL`.
     pub(crate) guarded: bool,
     /// The host gave these pages, root included, and gets them back.
@@ -89,7 +87,6 @@ impl Vm {
             given: space.table.root_pages(),
             space,
             phase: Phase::Live,
-            ended: false,
             guarded: false,
             residency: Residency::new(),
             power: [Power::Off; MAX_VCPUS],
@@ -147,9 +144,6 @@ impl Vm {
     /// Takes a vCPU for this CPU alone.
     fn claim(&mut self, index: u64) -> Result<(usize, Record<Vcpu>), Error> {
         self.check_live()?;
-        if self.ended {
-            return Err(Error::Permission);
-        }
         let at = usize::try_from(index).map_err(|_| Error::NoEntry)?;
         let slot = self.vcpus.get_mut(at).ok_or(Error::NoEntry)?;
         match core::mem::replace(slot, VcpuSlot::Claimed) {
@@ -236,7 +230,7 @@ fn vmid(handle: VmHandle) -> u16 {
 }
 
 /// A vCPU that this CPU has claimed: nobody else can reach its record until
-/// [`unclaim`](crate::Hypervisor::unclaim).
+/// `Hypervisor::unclaim`.
 #[derive(Debug)]
 pub struct Claim {
     /// Its record.
@@ -251,6 +245,15 @@ pub struct Claim {
     pub index: usize,
 }
 
+/// A slot of the table.
+#[derive(Debug)]
+struct Place {
+    slot: Mutex<Slot>,
+    /// The guest has turned itself off, or did what ends it: nothing of it is entered again. Read before each
+    /// entry into the guest, so it stands beside the lock.
+    ended: AtomicBool,
+}
+
 #[derive(Debug)]
 struct Slot {
     /// Generation of the VM that is there or will be next.
@@ -263,7 +266,7 @@ struct Slot {
 pub struct Vms {
     /// Held while a VM is created, so that two creations do not choose the same slot.
     pub(crate) creation: Mutex<()>,
-    slots: [Mutex<Slot>; MAX_VMS],
+    places: [Place; MAX_VMS],
 }
 
 /// The lock of a VM, held.
@@ -275,21 +278,23 @@ impl Vms {
     pub const fn new() -> Self {
         Self {
             creation: Mutex::new(()),
-            slots: [const { Mutex::new(Slot { generation: 1, vm: None }) }; MAX_VMS],
+            places: [const {
+                Place { slot: Mutex::new(Slot { generation: 1, vm: None }), ended: AtomicBool::new(false) }
+            }; MAX_VMS],
         }
     }
 
     /// Locks the VM with this handle; `None` if there is none, or none any more.
     pub fn lock(&self, handle: VmHandle) -> Option<VmGuard<'_>> {
-        let slot = self.slots.get(usize::from(handle.slot()))?.lock();
+        let slot = self.places.get(usize::from(handle.slot()))?.slot.lock();
         let current = slot.vm.as_ref().map(|vm| vm.handle());
         (current == Some(handle)).then_some(VmGuard(slot))
     }
 
     /// Handle of the next VM, in a free slot; `None` if there is none. Call with the creation lock held.
     pub(crate) fn free_handle(&self, _creation: &MutexGuard<'_, ()>) -> Option<VmHandle> {
-        self.slots.iter().enumerate().find_map(|(number, slot)| {
-            let slot = slot.lock();
+        self.places.iter().enumerate().find_map(|(number, place)| {
+            let slot = place.slot.lock();
             if slot.vm.is_some() {
                 return None;
             }
@@ -300,15 +305,35 @@ impl Vms {
 
     /// Puts a VM into the slot of its handle, which [`free_handle`](Self::free_handle) chose.
     pub(crate) fn insert(&self, _creation: &MutexGuard<'_, ()>, vm: Record<Vm>) {
-        if let Some(slot) = self.slots.get(usize::from(vm.handle().slot())) {
-            slot.lock().vm = Some(vm);
+        if let Some(place) = self.places.get(usize::from(vm.handle().slot())) {
+            place.ended.store(false, Ordering::SeqCst);
+            place.slot.lock().vm = Some(vm);
         }
+    }
+
+    /// Ends a VM that cannot go away meanwhile, a vCPU of it being claimed: nothing of it is entered again.
+    pub(crate) fn end(&self, claim: &Claim) {
+        if let Some(place) = self.places.get(usize::from(claim.handle.slot())) {
+            place.ended.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether that has happened.
+    pub(crate) fn has_ended(&self, claim: &Claim) -> bool {
+        let place = self.places.get(usize::from(claim.handle.slot()));
+        place.is_none_or(|place| place.ended.load(Ordering::SeqCst))
+    }
+
+    /// Takes an end back, for tests that go on.
+    #[cfg(test)]
+    pub(crate) fn revive(&self, vm: VmHandle) {
+        self.places[usize::from(vm.slot())].ended.store(false, Ordering::SeqCst);
     }
 
     /// Shows every VM to `visit`, one lock at a time.
     pub(crate) fn for_each(&self, mut visit: impl FnMut(&mut Vm)) {
-        for slot in &self.slots {
-            if let Some(vm) = slot.lock().vm.as_mut() {
+        for place in &self.places {
+            if let Some(vm) = place.slot.lock().vm.as_mut() {
                 visit(vm);
             }
         }
@@ -377,19 +402,25 @@ impl<M: Machine> crate::Hypervisor<M> {
         vcpu: u64,
         allow: impl FnOnce(&mut Vm, usize) -> Result<R, Error>,
     ) -> Result<(Claim, R), Error> {
-        if self.closed.load(Ordering::SeqCst) {
-            return Err(Error::Permission);
-        }
         let mut guard = self.vms.lock(handle).ok_or(Error::NoEntry)?;
         let vm = &mut *guard;
         let (index, vcpu) = vm.claim(vcpu)?;
-        match allow(vm, index) {
-            Ok(allowed) => Ok((Claim { vcpu, id: vm.id(), flags: vm.flags, handle, index }, allowed)),
+        let claim = Claim { vcpu, id: vm.id(), flags: vm.flags, handle, index };
+        // Under the lock: whoever closes the machine or ends the VM finds either no claim or one that sees it.
+        let allowed = if self.may_enter(&claim) { allow(vm, index) } else { Err(Error::Permission) };
+        match allowed {
+            Ok(allowed) => Ok((claim, allowed)),
             Err(error) => {
-                vm.unclaim(index, vcpu);
+                vm.unclaim(index, claim.vcpu);
                 Err(error)
             }
         }
+    }
+
+    /// Whether a guest may be entered: its VM has not ended, and the machine does not go down.
+    #[inline]
+    pub(crate) fn may_enter(&self, claim: &Claim) -> bool {
+        !self.closed.load(Ordering::SeqCst) && !self.vms.has_ended(claim)
     }
 
     /// Gives a claimed vCPU back to its VM.

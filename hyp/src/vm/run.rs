@@ -98,7 +98,8 @@ impl Entry {
 impl<M: Machine> Hypervisor<M> {
     /// Runs a vCPU until its next exit. `values` are what its last exit asked for.
     ///
-    /// Errors: as `claim`; `Again` if the vCPU is off.
+    /// # Errors
+    /// As `claim`; `Again` if the vCPU is off.
     pub(crate) fn vcpu_run(&self, cpu: usize, vm: VmHandle, vcpu: u64, values: [u64; 4]) -> HostResult {
         let (mut claim, entry) = match self.claim_if(vm, vcpu, |vm, index| Entry::of(vm, cpu, index)) {
             Ok(claimed) => claimed,
@@ -121,7 +122,8 @@ impl<M: Machine> Hypervisor<M> {
     /// Takes the host's word that the pages of a pending unshare are unmapped, and ends the request. The
     /// pages done are in the result: 0 if a page was no longer shared, which the guest is told.
     ///
-    /// Errors: as `claim`; `Permission` if no request is pending; lacking pages, with it still pending.
+    /// # Errors
+    /// As `claim`; `Permission` if no request is pending; lacking pages, with it still pending.
     pub(crate) fn unshare_ack(&self, vm: VmHandle, vcpu: u64) -> HostResult {
         let result = self.with_claim(vm, vcpu, |claim| match claim.vcpu.pending {
             Pending::Unshare(pages) => Ok(self.commit_unshare(claim, pages)),
@@ -136,30 +138,29 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Makes a vCPU the VM's boot vCPU.
     ///
-    /// Errors: as `claim`; `Exists` if the VM has one; `Invalid` for an entry that is no instruction address.
+    /// # Errors
+    /// As `claim`; `Exists` if the VM has one; `Invalid` for an entry that is no instruction address.
     pub(crate) fn vcpu_set_boot(&self, vm: VmHandle, vcpu: u64, pc: u64, x0: u64) -> HostResult {
-        let result = self.with_claim(vm, vcpu, |claim| {
-            if pc & 3 != 0 {
-                return Err(Error::Invalid);
+        if pc & 3 != 0 {
+            return HostResult::refused(Error::Invalid, 0);
+        }
+        let claimed = self.claim_if(vm, vcpu, |vm, index| {
+            if !power::is_fresh(&vm.power) {
+                return Err(Error::Exists);
             }
-            let index = claim.index;
-            self.with_vm(vm, |vm| {
-                if !power::is_fresh(&vm.power) {
-                    return Err(Error::Exists);
-                }
-                *vm.power.get_mut(index).ok_or(Error::NoEntry)? = Power::On;
-                Ok(())
-            })
-            .ok_or(Error::NoEntry)??;
-            claim.vcpu.set_boot(pc, x0);
+            *vm.power.get_mut(index).ok_or(Error::NoEntry)? = Power::On;
             Ok(())
         });
-        unit_result(result)
+        unit_result(claimed.map(|(mut claim, ())| {
+            claim.vcpu.set_boot(pc, x0);
+            self.unclaim(claim);
+        }))
     }
 
     /// Reads a register of a vCPU that is not protected.
     ///
-    /// Errors: as `claim` and [`Vcpu::register`].
+    /// # Errors
+    /// As `claim` and [`Vcpu::register`].
     pub(crate) fn vcpu_get_reg(&self, vm: VmHandle, vcpu: u64, register: u64) -> HostResult {
         match self.with_claim(vm, vcpu, |claim| claim.vcpu.register(register)) {
             Ok(value) => HostResult::ok(&[value]),
@@ -169,7 +170,8 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Writes a register of a vCPU that is not protected.
     ///
-    /// Errors: as `claim` and [`Vcpu::set_register`].
+    /// # Errors
+    /// As `claim` and [`Vcpu::set_register`].
     pub(crate) fn vcpu_set_reg(&self, vm: VmHandle, vcpu: u64, register: u64, value: u64) -> HostResult {
         unit_result(self.with_claim(vm, vcpu, |claim| claim.vcpu.set_register(register, value)))
     }
@@ -233,6 +235,11 @@ impl<M: Machine> Hypervisor<M> {
         let id = claim.id;
         machine.load(id, &mut claim.vcpu.context);
         loop {
+            // Another vCPU may have ended the VM, or the machine may go down, since the last turn.
+            if !self.may_enter(claim) {
+                machine.unload(&mut claim.vcpu.context);
+                return Exit::Interrupted;
+            }
             let trap = machine.run(id, &mut claim.vcpu.context);
             match self.serve(claim, trap) {
                 Step::Resume => {}
@@ -302,13 +309,8 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     fn end_fatal(&self, claim: &Claim, why: Fatal) -> Step {
-        self.end(claim);
+        self.vms.end(claim);
         Step::Exit(Exit::Fatal(why))
-    }
-
-    /// Nothing of this VM is entered by a call of the host from now on.
-    fn end(&self, claim: &Claim) {
-        self.with_vm(claim.handle, |vm| vm.ended = true);
     }
 
     /// A stage-2 abort, or an external abort that was routed to EL2.
@@ -439,11 +441,11 @@ impl<M: Machine> Hypervisor<M> {
                 Step::Exit(Exit::Wait { event: false })
             }
             Some(Outcome::SystemOff) => {
-                self.end(claim);
+                self.vms.end(claim);
                 Step::Exit(Exit::SystemOff)
             }
             Some(Outcome::SystemReset) => {
-                self.end(claim);
+                self.vms.end(claim);
                 Step::Exit(Exit::SystemReset)
             }
         }
@@ -1018,10 +1020,8 @@ mod tests {
             match run_with(&world, vm, 0, [0; 4]) {
                 Ok(_) => {}
                 Err(Error::Permission) => {
-                    world.hyp.with_vm(vm, |vm| {
-                        vm.ended = false;
-                        vm.power[0] = Power::On;
-                    });
+                    world.hyp.vms.revive(vm);
+                    world.hyp.with_vm(vm, |vm| vm.power[0] = Power::On);
                 }
                 Err(Error::Again) => {
                     world.hyp.with_vm(vm, |vm| vm.power[0] = Power::On);
@@ -1030,5 +1030,52 @@ mod tests {
             }
         }
         world.check();
+    }
+
+    /// vCPU 0 runs; meanwhile, as if on another CPU, `event` happens; then the guest makes a call that EL2
+    /// answers. Whether the guest was entered again behind it.
+    fn is_entered_again_after(event: impl FnOnce(&World, VmHandle) + Send + 'static) -> bool {
+        let (world, vm) = booted(ASK_FIRST);
+        let world: &'static World = Box::leak(Box::new(world));
+        calls(world, psci::CPU_ON, [1, ENTRY, 0]);
+        assert_eq!(run_with(world, vm, 0, [0; 4]), Ok(Exit::CpuOn { vcpu: 1 }));
+        let mut event = Some(event);
+        guest(world, move |context| {
+            if let Some(event) = event.take() {
+                event(world, vm);
+            }
+            context.set_x(0, u64::from(smccc::VERSION));
+            sync(class::HVC64, 0)
+        });
+        let again = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let seen = again.clone();
+        let mark = move |_: &mut Context| {
+            seen.store(true, Ordering::SeqCst);
+            Trap::Irq
+        };
+        guest(world, mark);
+        assert_eq!(run_with(world, vm, 0, [0; 4]), Ok(Exit::Interrupted));
+        again.load(Ordering::SeqCst)
+    }
+
+    #[test]
+    fn a_guest_is_entered_again_behind_a_call_that_el2_answers() {
+        assert!(is_entered_again_after(|_, _| {}));
+    }
+
+    #[test]
+    fn no_guest_is_entered_once_the_machine_goes_down() {
+        assert!(!is_entered_again_after(|world, _| {
+            world.hyp.wipe_all_guests();
+        }));
+    }
+
+    #[test]
+    fn nothing_of_an_ended_vm_is_entered_again() {
+        assert!(!is_entered_again_after(|world, vm| {
+            let claim = world.hyp.claim(vm, 1).unwrap();
+            world.hyp.vms.end(&claim);
+            world.hyp.unclaim(claim);
+        }));
     }
 }

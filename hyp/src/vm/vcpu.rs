@@ -64,8 +64,10 @@ impl Vcpu {
         }
     }
 
-    /// Reads a register for the host, numbered as [`abi::host::register`] says. `Permission` for a
-    /// protected vCPU, `Invalid` if there is no such register.
+    /// Reads a register for the host, numbered as [`abi::host::register`] says.
+    ///
+    /// # Errors
+    /// `Permission` for a protected vCPU, `Invalid` if there is no such register.
     pub fn register(&self, number: u64) -> Result<u64, Error> {
         if self.protected {
             return Err(Error::Permission);
@@ -81,8 +83,11 @@ impl Vcpu {
         })
     }
 
-    /// Writes a register for the host. `Permission` for a protected vCPU, `Invalid` if there is no such
-    /// register or if the vCPU could never have this value in it.
+    /// Writes a register for the host.
+    ///
+    /// # Errors
+    /// `Permission` for a protected vCPU, `Invalid` if there is no such register or if the vCPU could never
+    /// have this value in it.
     pub fn set_register(&mut self, number: u64, value: u64) -> Result<(), Error> {
         if self.protected {
             return Err(Error::Permission);

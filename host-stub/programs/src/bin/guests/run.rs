@@ -18,6 +18,7 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
         [_, "unguarded", ..] => memory::unguarded(steps),
         [_, "immediate", ..] => memory::immediate(steps),
         [_, "registers", ..] => several::registers(steps),
+        [_, "survey", ..] => several::survey(steps),
         [_, "psci", ..] => several::psci(steps),
         [_, "spin", ..] => several::spin(steps),
         [_, "plain", ..] => plain::plain(steps),

@@ -36,6 +36,29 @@ pub(crate) fn registers(steps: &mut Steps) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Registers that keep what is written to them on any CPU: fewer would mean that the survey saw nothing.
+const KEPT_AT_LEAST: u64 = 12;
+
+/// Two guests write to every register that there can be.
+pub(crate) fn survey(steps: &mut Steps) -> Result<(), Failure> {
+    steps.tell("Two guests write to every system register that there can be, known or not, and look again.");
+    let values = [[0x1111_0000_5eed_0001], [0x2222_0000_5eed_0002]];
+    let mut first = Machine::new(&Options { values: &values[0], ..Options::protected("survey", 0) })?;
+    let [_, count, ..] = first.run_to_phase(steps)?;
+    let many = format_args!("at least {KEPT_AT_LEAST}");
+    steps.check("guest-has-registers-of-its-own", many, count, count >= KEPT_AT_LEAST);
+    let mut second_steps = Steps::new(quiet);
+    let mut second = Machine::new(&Options { values: &values[1], ..Options::protected("survey", 0) })?;
+    let [_, second_count, ..] = second.run_to_phase(&mut second_steps)?;
+    steps.equal("second-guest-has-as-many", count, second_count);
+    ends(&mut first, "first-guest-runs-to-its-end", steps)?;
+    let event = second.run_to_end(&mut second_steps)?;
+    steps.check("second-guest-runs-to-its-end", "off", event, event == Event::Off);
+    let kept = (second_steps.passed(), second_steps.failed()) == (1, 0);
+    steps.check("second-guest-keeps-its-registers", true, kept, kept);
+    Ok(())
+}
+
 /// A line of the second guest: printed as prose.
 fn quiet(line: &str) {
     let text = host_programs::steps::format(format_args!("  second guest: {line}"));

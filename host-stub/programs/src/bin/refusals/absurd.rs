@@ -231,7 +231,7 @@ fn every_call_with_no_handle(
         let refused = hostile::count_refused(
             deed,
             watch,
-            handles.iter().map(|handle| [u64::from(call.number), *handle, 1, 1, 1, 0, 0]),
+            handles.iter().map(|handle| [u64::from(call.number), *handle, 1, 4, 4, 0, 0]),
             Expected::Error(NoEntry),
         )?;
         let name = call.name.to_ascii_lowercase().replace('_', "-");
