@@ -24,6 +24,7 @@ pub enum Errno {
     EFBIG = 27,
     ESPIPE = 29,
     ERANGE = 34,
+    ENAMETOOLONG = 36,
     ENOSYS = 38,
     EOPNOTSUPP = 95,
     EHWPOISON = 133,

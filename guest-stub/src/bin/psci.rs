@@ -1,4 +1,5 @@
-//! Power states by the guest's own PSCI: the second vCPU goes on, off, on again, and turns the guest off.
+//! Power states by the guest's own PSCI: the second vCPU goes on, off, on again, and turns the guest off. With
+//! argument 1 the guest asks for a reset.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
@@ -27,8 +28,12 @@ mod image {
         x0
     }
 
-    pub(super) fn main(_argument: u64) {
+    pub(super) fn main(argument: u64) {
         let mut device = Device::enrol();
+        if argument == 1 {
+            psci(psci::SYSTEM_RESET, [0; 3]);
+            device.check("a-guest-that-asked-for-a-reset-does-not-run", 0, 1);
+        }
         let entry = secondary_entry(second);
         discovery(&mut device);
         refusals(&mut device, entry);

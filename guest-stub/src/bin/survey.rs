@@ -62,7 +62,7 @@ mod image {
                     | [3, 0, 4, 0, 0 | 1]   // SPSR_EL1, ELR_EL1
                     | [3, 0, 5, 2, 0]       // ESR_EL1
                     | [3, 0, 6, 0, 0]       // FAR_EL1
-                    | [3, 3, 14, 3, 0 | 1]  // CNTV_TVAL_EL0, CNTV_CTL_EL0: they change with time
+                    | [3, 3, 14, 3, 0 | 1] // CNTV_TVAL_EL0, CNTV_CTL_EL0: they change with time
             )
         }
 

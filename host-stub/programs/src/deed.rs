@@ -174,6 +174,12 @@ impl Deed {
         answer.ok().map(|result| result.values).ok_or_else(|| failure!("{call:?}: {answer}"))
     }
 
+    /// Gives pages to one of the hypervisor's pools, for good.
+    pub fn top_up(&self, pool: Pool, pfn: u64, pages: u64) -> Result<(), Failure> {
+        self.given.set(self.given.get() + pages);
+        self.must(HostCall::PoolTopUp { pool, pfn, pages }).map(drop)
+    }
+
     /// A call that may lack pages: gives them from the kernel's memory, and the call again. Pages that went
     /// to a VM's tables are added to `lent`: they come back when the VM ends.
     pub fn with_top_up(&self, call: HostCall, lent: &mut Vec<(u64, u64)>) -> Result<HostResult, Failure> {
@@ -191,10 +197,7 @@ impl Deed {
                     lent.push((pfn, pages));
                     self.must(HostCall::VmTopUp { vm, pfn, pages })?;
                 }
-                _ => {
-                    self.given.set(self.given.get() + pages);
-                    self.must(HostCall::PoolTopUp { pool, pfn, pages })?;
-                }
+                _ => self.top_up(pool, pfn, pages)?,
             }
         }
         Err(failure!("{call:?} lacks pages for ever"))
@@ -314,78 +317,5 @@ impl Deed {
             }
         }
         Ok(None)
-    }
-}
-
-/// All free pages of the kernel, taken: what the kernel uses next is what is given back from here.
-#[derive(Debug)]
-pub struct Hoard<'a> {
-    deed: &'a Deed,
-    /// Runs of pages.
-    runs: Vec<(u64, u64)>,
-    /// Pages given back already, in order.
-    returned: Vec<u64>,
-}
-
-impl<'a> Hoard<'a> {
-    /// Takes every free page.
-    pub fn new(deed: &'a Deed) -> Self {
-        let mut runs = Vec::new();
-        for shift in (0..22).rev() {
-            while let Ok(pfn) = deed.alloc(1 << shift) {
-                runs.push((pfn, 1 << shift));
-            }
-        }
-        Self { deed, runs, returned: Vec::new() }
-    }
-
-    /// Gives these pages back, as far as they are in the hoard.
-    pub fn give_back(&mut self, pages: impl Iterator<Item = u64>) -> Result<u64, Failure> {
-        let mut count = 0;
-        for pfn in pages {
-            let here = self.runs.iter().any(|(first, length)| (*first..first + length).contains(&pfn));
-            if here && !self.returned.contains(&pfn) {
-                self.deed.free(pfn, 1)?;
-                self.returned.push(pfn);
-                count += 1;
-            }
-        }
-        Ok(count)
-    }
-
-    /// Makes the kernel, which looks for free pages behind the one that it took last, go on behind this one.
-    pub fn aim_at(&self, pfn: u64) -> Result<(), Failure> {
-        let mut taken = Vec::new();
-        while let Ok(page) = self.deed.alloc(1) {
-            taken.push(page);
-            if page == pfn {
-                break;
-            }
-        }
-        taken.into_iter().try_for_each(|page| self.deed.free(page, 1))
-    }
-
-    /// The last pages of the hoard.
-    pub fn last_pages(&self, count: usize) -> Vec<u64> {
-        self.runs.iter().rev().flat_map(|(first, length)| *first..first + length).take(count).collect()
-    }
-
-    /// Gives everything back.
-    pub fn end(mut self) -> Result<(), Failure> {
-        self.returned.sort_unstable();
-        for (first, length) in &self.runs {
-            let end = first + length;
-            let mut start = *first;
-            for hole in self.returned.iter().copied().filter(|pfn| (*first..end).contains(pfn)) {
-                if hole > start {
-                    self.deed.free(start, hole - start)?;
-                }
-                start = hole + 1;
-            }
-            if end > start {
-                self.deed.free(start, end - start)?;
-            }
-        }
-        Ok(())
     }
 }

@@ -301,6 +301,8 @@ mod tests {
         machine.events();
         assert_eq!(run(&mut world, &machine, &[Exit::Interrupted, Exit::SystemOff]).0, Ok(0));
         assert_eq!(machine.events(), [Event::Run(0x7788), Event::Interrupts, Event::Run(0)]);
+        run(&mut world, &machine, &[Exit::SystemOff]).0.unwrap();
+        assert_eq!(machine.events(), [Event::Run(0)]);
     }
 
     #[test]

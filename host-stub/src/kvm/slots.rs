@@ -1,7 +1,7 @@
 //! Memory slots: `KVM_SET_USER_MEMORY_REGION` and its second form.
 //!
-//! The checks stand in Linux's order (`kvm_set_memory_region`, `kvm_gmem_bind`); each is marked with the
-//! row of the table in the project's notes on guest_memfd (M1 to M19).
+//! The checks stand in Linux's order (`kvm_set_memory_region`, `kvm_gmem_bind`), numbered M1 to M19: a request
+//! with several faults gets the error of the first. M18 is about MTE, which no VM here has.
 
 use alloc::collections::BTreeMap;
 use alloc::rc::{Rc, Weak};

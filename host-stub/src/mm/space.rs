@@ -369,6 +369,7 @@ fn content_range(region: &Region<Backing>, inode: &Rc<Inode>, pages: &Range<u64>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::Misbehaviour;
     use crate::testing::{FakeMachine, World};
     use abi::HostState;
 
@@ -419,6 +420,19 @@ mod tests {
         let write = world.caller.space.write(&mut world.host, World::VA, &[1; 8]);
         assert_eq!(write, Err(Errno::EFAULT));
         assert_eq!(machine.queries(frame), asked + 2);
+    }
+
+    #[test]
+    fn an_access_of_the_kernel_leaves_no_mapping_and_asks_even_where_faults_do_not() {
+        let machine = FakeMachine::new(64);
+        let mut world = World::new(&machine, 4);
+        world.caller.space.write(&mut world.host, World::VA, &[1; 8]).unwrap();
+        assert!(!world.caller.space.maps_content(&world.host, world.inode(), 0));
+        machine.set_state(world.frame(0), HostState::NoPage);
+        world.host.misbehaviour = Misbehaviour::MAP_WITHOUT_ASKING;
+        let write = world.caller.space.write(&mut world.host, World::VA, &[1; 8]);
+        assert_eq!(write, Err(Errno::EFAULT));
+        assert_eq!(world.host.counters.marked_aborts, 0, "the page was not even touched");
     }
 
     #[test]

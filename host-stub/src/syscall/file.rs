@@ -21,7 +21,7 @@ const VECTOR_LIMIT: u64 = 1024;
 const ACCESS_MODE: u64 = 3;
 const CREATE: u64 = 0o100;
 
-/// Reads a path: up to a zero byte. EFAULT for an address that cannot be read, ERANGE stands for too long.
+/// Reads a path: up to a zero byte.
 fn read_path(kernel: &mut Kernel<'_>, mut address: u64) -> Result<Vec<u8>, Errno> {
     let mut path = Vec::new();
     while path.len() < PATH_LIMIT {
@@ -33,7 +33,7 @@ fn read_path(kernel: &mut Kernel<'_>, mut address: u64) -> Result<Vec<u8>, Errno
         }
         address = address.checked_add(1).ok_or(Errno::EFAULT)?;
     }
-    Err(Errno::ERANGE)
+    Err(Errno::ENAMETOOLONG)
 }
 
 /// `openat`; the directory descriptor is not looked at, every path counts from the root.

@@ -26,11 +26,13 @@ pub fn clean_and_invalidate(start: u64, size: u64) {
 /// Cleans and invalidates a page that EL2 maps at `start`.
 pub fn clean_page(start: u64) {
     let line = line_size();
-    // SAFETY: as in `clean_and_invalidate`. A line is a power of two of at most 2 KiB (CTR_EL0.DminLine), so
-    // the loop meets the end of the page exactly when lines are at most a page; `end` is compared with b.lo.
+    // SAFETY: the page is mapped, and cleaning and invalidating loses nothing that was written. A line is a
+    // power of two of 16 to 2048 bytes (CTR_EL0.DminLine), two of which fit a page exactly.
     unsafe {
         asm!(
             "2: dc civac, {at}",
+            "add {at}, {at}, {line}",
+            "dc civac, {at}",
             "add {at}, {at}, {line}",
             "cmp {at}, {end}",
             "b.lo 2b",
@@ -43,42 +45,48 @@ pub fn clean_page(start: u64) {
     }
 }
 
-/// Zeroes a page that EL2 maps writable at `start`.
+/// Zeroes a page that EL2 maps writable at `start`, and cleans and invalidates it.
 ///
 /// # Safety
 ///
 /// Nobody else uses the page, and no Rust reference to its bytes exists.
-pub unsafe fn zero_page(start: u64) {
+pub unsafe fn wipe_page(start: u64) {
     const PROHIBITED: u64 = 1 << 4;
     let zero_block = DCZID_EL0.get();
-    let end = start + PAGE_SIZE;
-    if zero_block & PROHIBITED == 0 {
-        let block = 4u64 << (zero_block & 0xf);
-        // SAFETY: the page is the caller's; `DC ZVA` zeroes one naturally aligned block of at most 2 KiB,
-        // and the loop takes each block of the page once.
+    let line = line_size();
+    if zero_block & PROHIBITED == 0 && 4 << (zero_block & 0xf) == line {
+        // SAFETY: the page is the caller's. `DC ZVA` zeroes one line, and cleaning the same line comes after
+        // it in program order (Arm ARM, B2.7.3 and D7.5.9). Of each line of the page, once.
         unsafe {
             asm!(
                 "2: dc zva, {at}",
-                "add {at}, {at}, {block}",
+                "dc civac, {at}",
+                "add {at}, {at}, {line}",
+                "dc zva, {at}",
+                "dc civac, {at}",
+                "add {at}, {at}, {line}",
                 "cmp {at}, {end}",
                 "b.lo 2b",
+                "dsb sy",
                 at = inout(reg) start => _,
-                block = in(reg) block,
-                end = in(reg) end,
+                line = in(reg) line,
+                end = in(reg) start + PAGE_SIZE,
                 options(nostack)
             );
         }
     } else {
-        // SAFETY: the page is the caller's; each pair of words is written once.
+        // SAFETY: the page is the caller's; each four words of it are written once.
         unsafe {
             asm!(
                 "2: stp xzr, xzr, [{at}], #16",
+                "stp xzr, xzr, [{at}], #16",
                 "cmp {at}, {end}",
                 "b.lo 2b",
                 at = inout(reg) start => _,
-                end = in(reg) end,
+                end = in(reg) start + PAGE_SIZE,
                 options(nostack)
             );
         }
+        clean_page(start);
     }
 }

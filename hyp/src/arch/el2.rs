@@ -12,7 +12,7 @@ use crate::machine::{IdRegister, Machine, Stage2Id};
 use crate::vm::context::{Context, Trap};
 use aarch64_cpu::registers::{
     ID_AA64ISAR0_EL1, ID_AA64ISAR1_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1,
-    ID_AA64PFR0_EL1, ID_AA64PFR1_EL1, Readable, VTTBR_EL2, Writeable,
+    ID_AA64PFR0_EL1, ID_AA64PFR1_EL1, Readable, SCTLR_EL1, TCR_EL1, VTTBR_EL2, Writeable,
 };
 use core::ptr::NonNull;
 
@@ -25,20 +25,33 @@ pub struct El2;
 
 /// Runs maintenance under a VMID, which is loaded for it if it is not already.
 ///
-/// Meanwhile this CPU runs at EL2, where no access is translated by EL1's stage 1. On cores that translate
-/// speculatively for an AT of EL1 (the speculative-AT errata), EL2 executes no AT in between.
+/// Some cores walk EL1's stage-1 tables speculatively at any time, and would keep what they find under the
+/// VMID of another; so while one is loaded that EL1's registers do not belong to, such walks are held off
+/// (Linux: `ARM64_WORKAROUND_SPECULATIVE_AT`).
+#[inline]
 fn under(id: Stage2Id, maintenance: impl FnOnce()) {
     let wanted = vttbr(id);
     let loaded = VTTBR_EL2.get();
     i::dsb_ish();
-    if wanted != loaded {
-        VTTBR_EL2.set(wanted);
+    if wanted == loaded {
+        maintenance();
         i::isb();
+        return;
     }
+    let (sctlr, tcr) = (SCTLR_EL1.get(), TCR_EL1.get());
+    TCR_EL1.set(tcr | (TCR_EL1::EPD0::SET + TCR_EL1::EPD1::SET).value);
+    i::isb();
+    // EPD means something only with the MMU on.
+    SCTLR_EL1.set(sctlr | SCTLR_EL1::M::SET.value);
+    i::isb();
+    VTTBR_EL2.set(wanted);
+    i::isb();
     maintenance();
-    if wanted != loaded {
-        VTTBR_EL2.set(loaded);
-    }
+    VTTBR_EL2.set(loaded);
+    i::isb();
+    SCTLR_EL1.set(sctlr);
+    i::isb();
+    TCR_EL1.set(tcr);
     i::isb();
 }
 
@@ -102,12 +115,13 @@ impl Machine for El2 {
 
     fn wipe(&self, page: Pfn) {
         fixmap::with_page(page, |start| {
-            if !cfg!(feature = "no-wipe") {
+            if cfg!(feature = "no-wipe") {
+                cache::clean_page(start);
+            } else {
                 // SAFETY: the slot maps the page read-write for this CPU; the core wipes only pages that
                 // nobody can reach any more.
-                unsafe { cache::zero_page(start) };
+                unsafe { cache::wipe_page(start) };
             }
-            cache::clean_page(start);
         });
     }
 

@@ -138,7 +138,7 @@ impl Lab {
         // The copy lies within the checkout's target folder: git must not take it for a part of that.
         let ceiling = self.tree.root.parent().context("no folder")?.canonicalize()?;
         command.env("GIT_CEILING_DIRECTORIES", ceiling).current_dir(&self.tree.root);
-        command.arg("apply").arg(&patch.path).stdin(Stdio::null());
+        command.args(["apply", "-C1"]).arg(&patch.path).stdin(Stdio::null());
         let output = command.output().context("cannot start git")?;
         let complaint = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "the patch does not apply: {}", complaint.trim());

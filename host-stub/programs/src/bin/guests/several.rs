@@ -91,6 +91,15 @@ pub(crate) fn psci(steps: &mut Steps) -> Result<(), Failure> {
         let answer = deed.call(abi::HostCall::VcpuRun { vm, vcpu, values: [0; 4] })?;
         steps.check(step, "Permission", answer, answer.is_error(abi::Error::Permission));
     }
+    drop(machine);
+
+    let mut machine = Machine::new(&Options::protected("psci", 1))?;
+    let event = machine.run(0, steps)?;
+    steps.check("a-guest-that-asks-for-a-reset-tells-its-vmm", "reset", event, event == Event::Reset);
+    let vm = deed.vm_handle(machine.vm())?;
+    let answer = deed.call(abi::HostCall::VcpuRun { vm, vcpu: 0, values: [0; 4] })?;
+    let refused = answer.is_error(abi::Error::Permission);
+    steps.check("and-is-at-its-end", "Permission", answer, refused);
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Things in the wrong order: shares, and the life of VMs from creation to the end of teardown.
 
 use abi::Error::{Busy, Exists, NoEntry, Permission};
-use abi::page::Permissions;
+use abi::page::{Permissions, Pool};
 use abi::{HostCall, HostState, VmFlags};
 use host_programs::Failure;
 use host_programs::deed::{Deed, Touch};
@@ -34,7 +34,7 @@ pub(crate) fn shares(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
             refusal("donation-of-a-shared-page", donate, Permission),
             refusal(
                 "top-up-with-a-shared-page",
-                HostCall::PoolTopUp { pool: abi::page::Pool::Tables, pfn: page, pages: 1 },
+                HostCall::PoolTopUp { pool: Pool::Tables, pfn: page, pages: 1 },
                 Permission,
             ),
         ],
@@ -64,12 +64,29 @@ fn state(deed: &Deed, steps: &mut Steps, step: &str, pfn: u64, expected: HostSta
     Ok(())
 }
 
+/// A page given to a pool is the hypervisor's for good.
+pub(crate) fn pools(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
+    let page = deed.alloc(1)?;
+    let at = page * PAGE_SIZE + 16;
+    deed.top_up(Pool::Tables, page, 1)?;
+    state(deed, steps, "a-page-in-a-pool-is-no-page-of-the-hosts", page, HostState::NoPage)?;
+    let touch = deed.store(at, PATTERN)?;
+    steps.check("touch-of-a-page-in-a-pool-aborts", "abort", touch, touch.is_injected_abort(at));
+    let top_up = HostCall::PoolTopUp { pool: Pool::Metadata, pfn: page, pages: 1 };
+    let rows = [
+        refusal("second-top-up-with-a-page", top_up, Permission),
+        refusal("share-of-a-page-in-a-pool", HostCall::ShareHyp { pfn: page, pages: 1 }, Permission),
+    ];
+    try_all(deed, steps, &Watch::new(&[page]), &rows)
+}
+
 /// The life of a protected VM.
 pub(crate) fn protected_vm(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
     let mut raw = RawVm::protected(deed)?;
     raw.vcpu(deed, 0)?;
     let vm = raw.handle();
-    let page = deed.alloc(2)?;
+    let first = deed.alloc(3)?;
+    let page = first + 1;
     let at = page * PAGE_SIZE + 8;
     deed.store(at, PATTERN)?;
     raw.must(deed, HostCall::DonateGuest { vm, pfn: page, gfn: GFN, pages: 1 })?;
@@ -77,8 +94,9 @@ pub(crate) fn protected_vm(deed: &Deed, steps: &mut Steps) -> Result<(), Failure
     let touch = deed.load(at)?;
     steps.check("touch-of-a-donated-page-aborts", "abort", touch, touch.is_injected_abort(at));
 
-    let watch = Watch::new(&[page, page + 1]);
+    let watch = Watch::new(&[first, page, page + 1]);
     let donate = |pfn, gfn| HostCall::DonateGuest { vm, pfn, gfn, pages: 1 };
+    let range = |pfn| HostCall::DonateGuest { vm, pfn, gfn: GFN + 8, pages: 2 };
     let reclaim = HostCall::ReclaimGuest { vm, gfn: GFN, pages: 1 };
     let (start, finish) = (HostCall::VmTeardownStart { vm }, HostCall::VmTeardownFinish { vm });
     let boot = HostCall::VcpuSetBoot { vm, vcpu: 0, pc: GFN * PAGE_SIZE, x0: 0 };
@@ -92,11 +110,8 @@ pub(crate) fn protected_vm(deed: &Deed, steps: &mut Steps) -> Result<(), Failure
             refusal("donation-of-a-donated-page", donate(page, GFN + 1), Permission),
             refusal("donation-over-a-donated-page", donate(page + 1, GFN), Permission),
             refusal("share-of-a-donated-page", HostCall::ShareHyp { pfn: page, pages: 1 }, Permission),
-            refusal(
-                "donation-of-a-range-with-a-donated-page",
-                HostCall::DonateGuest { vm, pfn: page, gfn: GFN + 8, pages: 2 },
-                Permission,
-            ),
+            refusal("donation-of-a-range-that-begins-with-a-donated-page", range(page), Permission),
+            refusal("donation-of-a-range-that-ends-with-a-donated-page", range(first), Permission),
             refusal("second-choice-of-the-boot-vcpu", boot, Exists),
             refusal("reclaim-before-the-teardown", reclaim, Permission),
             refusal("end-before-the-teardown", finish, Permission),
@@ -127,7 +142,7 @@ pub(crate) fn protected_vm(deed: &Deed, steps: &mut Steps) -> Result<(), Failure
     steps.check("a-reclaimed-page-is-wiped", Touch::Done(0), wiped, wiped == Touch::Done(0));
     state(deed, steps, "a-reclaimed-page-is-the-hosts-alone", page, HostState::Owned)?;
     try_all(deed, steps, &watch, &[refusal("second-reclaim-of-a-page", reclaim, NoEntry)])?;
-    deed.free(page, 2)?;
+    deed.free(first, 3)?;
     raw.finish(deed)?;
 
     let next = RawVm::protected(deed)?;

@@ -23,6 +23,8 @@ pub(crate) fn main(_: &[&str], steps: &mut Steps) -> Result<(), Failure> {
     absurd::try_all(&deed, steps, hyp)?;
     steps.tell("The host shares pages with the hypervisor and takes them back, in the wrong order.");
     life::shares(&deed, steps)?;
+    steps.tell("The host gives a page to a pool, and cannot have it any more.");
+    life::pools(&deed, steps)?;
     steps.tell("The host makes a protected VM and does everything in the wrong order.");
     life::protected_vm(&deed, steps)?;
     steps.tell("The host lends pages to VMs without protection, in the wrong order.");
@@ -33,7 +35,12 @@ pub(crate) fn main(_: &[&str], steps: &mut Steps) -> Result<(), Failure> {
             steps.tell(format_args!("  before: {before}"));
             steps.tell(format_args!("  now:    {now}"));
             let difference = before.difference(&now);
-            steps.check("census-is-that-of-the-start", NO_DIFFERENCE, &difference, difference == NO_DIFFERENCE);
+            steps.check(
+                "census-is-that-of-the-start",
+                NO_DIFFERENCE,
+                &difference,
+                difference == NO_DIFFERENCE,
+            );
         }
         _ => steps.skip("census-is-that-of-the-start", "this build of the hypervisor has no test calls"),
     }

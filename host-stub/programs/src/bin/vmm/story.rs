@@ -10,7 +10,7 @@ use guest_stub::protocol::{
 };
 use host_programs::arch::Signal;
 use host_programs::census::{Census, NO_DIFFERENCE};
-use host_programs::deed::{Deed, Hoard};
+use host_programs::deed::Deed;
 use host_programs::kvm::Kvm;
 use host_programs::machine::{Event, Machine, Options};
 use host_programs::steps::{Hex, Steps};
@@ -53,15 +53,17 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
 
     let pages = private_pages(&deed, &machine)?;
     let known = secrets.iter().chain(&buffers).map(|(_, pfn)| *pfn).chain([first_page]);
-    steps.equal("guests-pages-are-all-known", secrets.len() + buffers.len() + 1, known.filter(|pfn| pages.contains(pfn)).count());
+    steps.equal(
+        "guests-pages-are-all-known",
+        secrets.len() + buffers.len() + 1,
+        known.filter(|pfn| pages.contains(pfn)).count(),
+    );
     first_guest_ends(&deed, steps, machine, vm)?;
     pages_come_back(&deed, steps, &pages)?;
     second_guest_reads_zeros(&deed, steps, &pages)?;
     census_at_end(&deed, steps, before)
 }
 
-/// Pages that a kernel needs beside the guest's content to run it.
-const KERNELS_NEED: usize = 256;
 /// First page of RAM.
 const RAM_PFN: u64 = 0x4_0000;
 
@@ -83,7 +85,9 @@ fn last_call(arguments: &[&str]) -> Option<u32> {
 
 /// The kernel would end the VM with its program, so the program ends the machine.
 fn power_off_with_the_guest_alive(deed: &Deed, steps: &mut Steps, function: u32) -> Result<(), Failure> {
-    steps.tell("The host powers off or resets with the guest alive: the hypervisor must wipe what the guest owns.");
+    steps.tell(
+        "The host powers off or resets with the guest alive: the hypervisor must wipe what the guest owns.",
+    );
     steps.finish();
     let [x0, ..] = deed.smc([u64::from(function), 0, 0, 0])?;
     Err(failure!("the power call returned {x0:#x}"))
@@ -367,12 +371,6 @@ fn pages_come_back(deed: &Deed, steps: &mut Steps, pages: &[u64]) -> Result<(), 
 
 fn second_guest_reads_zeros(deed: &Deed, steps: &mut Steps, pages: &[u64]) -> Result<(), Failure> {
     steps.tell("A second guest with the same addresses gets pages that the first one used, and reads zeros.");
-    let mut hoard = Hoard::new(deed);
-    // The guest's own pages, and some for the kernel's and the hypervisor's tables and records.
-    hoard.give_back(pages.iter().copied())?;
-    let others = hoard.last_pages(KERNELS_NEED);
-    hoard.give_back(others.into_iter())?;
-    hoard.aim_at(pages.iter().copied().min().unwrap_or(0))?;
     let mut machine = Machine::new(&Options::protected("secret", ARGUMENT_LOOK))?;
     let [phase, ..] = machine.run_to_phase(steps)?;
     steps.equal("second-guest-starts", Phase::Ready as u64, phase);
@@ -387,8 +385,7 @@ fn second_guest_reads_zeros(deed: &Deed, steps: &mut Steps, pages: &[u64]) -> Re
     steps.check("second-guest-has-pages-of-the-first", "at least 1", reused, reused > 0);
     let event = machine.run_to_end(steps)?;
     steps.check("second-guest-turns-itself-off", "off", event, event == Event::Off);
-    drop(machine);
-    hoard.end()
+    Ok(())
 }
 
 fn census_at_end(deed: &Deed, steps: &mut Steps, before: Option<Census>) -> Result<(), Failure> {
@@ -403,7 +400,12 @@ fn census_at_end(deed: &Deed, steps: &mut Steps, before: Option<Census>) -> Resu
             steps.tell(format_args!("  before: {before}"));
             steps.tell(format_args!("  now:    {now}"));
             let difference = before.difference(&now);
-            steps.check("census-is-that-of-the-start", NO_DIFFERENCE, &difference, difference == NO_DIFFERENCE);
+            steps.check(
+                "census-is-that-of-the-start",
+                NO_DIFFERENCE,
+                &difference,
+                difference == NO_DIFFERENCE,
+            );
         }
         _ => steps.skip("census-is-that-of-the-start", NO_TEST_CALLS),
     }
