@@ -202,13 +202,14 @@ impl<M: Machine> Hypervisor<M> {
         self.hyp.lock().audit(&self.machine, &host, &self.ram, private)
     }
 
-    /// Bars every guest from now on and wipes what they own alone, since the machine is going down. Returns
-    /// the number of pages.
+    /// Bars every guest from now on and wipes what they own alone, pages and registers, since the machine is
+    /// going down. Returns the number of pages.
     pub fn wipe_all_guests(&self) -> u64 {
         self.closed.store(true, Ordering::SeqCst);
         let mut wiped = 0u64;
         self.vms.for_each(|vm| {
             wiped = wiped.saturating_add(crate::ownership::reclaim::wipe_private(&self.machine, &vm.space));
+            vm.forget_registers(&self.machine);
         });
         wiped
     }

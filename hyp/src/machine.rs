@@ -104,6 +104,10 @@ pub trait Machine {
     /// stage 1 and its instructions (TLBI VMALLE1, IC IALLU).
     fn forget_vcpu(&self, id: Stage2Id);
 
+    /// Cleans a record of the hypervisor's own memory to the point of coherency, for a machine that goes down.
+    /// A simulated machine keeps records beside its RAM.
+    fn clean_record(&self, _start: *const u8, _bytes: usize) {}
+
     /// Where EL2 reads and writes the records in a page that it owns, as the address of its first byte in
     /// the implementation's own address space: EL2's identity map, or memory of the test.
     fn record_memory(&self, pages: Pages<Pfn>) -> Option<core::ptr::NonNull<u8>>;

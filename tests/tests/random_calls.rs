@@ -186,7 +186,7 @@ impl Play {
             .leaves_stage2(self.world.host())
             .into_iter()
             .filter(|leaf| leaf.size == 4096)
-            .map(|leaf| (leaf.pa >> 12, leaf.sw as u8))
+            .map(|leaf| (leaf.pa >> 12, leaf.sw))
             .collect();
         let mut guests: BTreeMap<u64, usize> = BTreeMap::new();
         for (number, vm) in self.vms.iter().enumerate() {

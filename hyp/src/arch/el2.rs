@@ -25,33 +25,22 @@ pub struct El2;
 
 /// Runs maintenance under a VMID, which is loaded for it if it is not already.
 ///
-/// Some cores walk EL1's stage-1 tables speculatively at any time, and would keep what they find under the
-/// VMID of another; so while one is loaded that EL1's registers do not belong to, such walks are held off
-/// (Linux: `ARM64_WORKAROUND_SPECULATIVE_AT`).
-#[inline]
+/// Meanwhile the registers of EL1 are those of another owner than the VMID. A core that walks speculatively
+/// (the speculative-AT errata) would keep what it found under the wrong VMID, so stage-1 walks are held off.
 fn under(id: Stage2Id, maintenance: impl FnOnce()) {
     let wanted = vttbr(id);
     let loaded = VTTBR_EL2.get();
     i::dsb_ish();
     if wanted == loaded {
         maintenance();
-        i::isb();
-        return;
+    } else {
+        world_switch::without_walks(|| {
+            VTTBR_EL2.set(wanted);
+            i::isb();
+            maintenance();
+            VTTBR_EL2.set(loaded);
+        });
     }
-    let (sctlr, tcr) = (SCTLR_EL1.get(), TCR_EL1.get());
-    TCR_EL1.set(tcr | (TCR_EL1::EPD0::SET + TCR_EL1::EPD1::SET).value);
-    i::isb();
-    // EPD means something only with the MMU on.
-    SCTLR_EL1.set(sctlr | SCTLR_EL1::M::SET.value);
-    i::isb();
-    VTTBR_EL2.set(wanted);
-    i::isb();
-    maintenance();
-    VTTBR_EL2.set(loaded);
-    i::isb();
-    SCTLR_EL1.set(sctlr);
-    i::isb();
-    TCR_EL1.set(tcr);
     i::isb();
 }
 
@@ -176,6 +165,10 @@ impl Machine for El2 {
             i::ic_iallu();
             i::dsb_nsh();
         });
+    }
+
+    fn clean_record(&self, start: *const u8, bytes: usize) {
+        cache::clean_and_invalidate(start.addr() as u64, bytes as u64);
     }
 
     fn record_memory(&self, pages: Pages<Pfn>) -> Option<NonNull<u8>> {

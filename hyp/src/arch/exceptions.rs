@@ -18,7 +18,7 @@ use aarch64_cpu::registers::{
     TPIDR_EL2, VBAR_EL1, Writeable,
 };
 use abi::exit::Access;
-use abi::host::{CALLS, FIRST};
+use abi::host::{CALLS, DEED_UID, FIRST};
 use abi::smccc::{self, FunctionId};
 use core::arch::global_asm;
 use core::mem::size_of;
@@ -77,6 +77,11 @@ pub fn this_cpu() -> usize {
     TPIDR_EL2.get() as usize
 }
 
+/// The exception class. What stands above it in the syndrome is of no interest here.
+fn class(esr: u64) -> u64 {
+    esr >> EC_SHIFT & 0x3f
+}
+
 /// The 16-bit immediate of an HVC or SMC.
 fn immediate(esr: u64) -> u16 {
     esr as u16
@@ -108,6 +113,10 @@ extern "C" fn host_hvc(frame: &mut Frame, esr: u64) {
     let number = FunctionId::from_x0(x0).number().wrapping_sub(FIRST);
     match NAMED.get(number as usize) {
         Some(named) if *named != 0 && immediate(esr) == 0 => serve(frame, usize::from(*named)),
+        _ if FunctionId::from_x0(x0).number() == smccc::VENDOR_HYP_UID && immediate(esr) == 0 => {
+            let [x0, x1, x2, x3, ..] = &mut frame.x;
+            [*x0, *x1, *x2, *x3] = DEED_UID.map(u64::from);
+        }
         _ => not_supported(frame),
     }
 }
@@ -147,7 +156,7 @@ extern "C" fn host_smc(frame: &mut Frame, esr: u64) {
 
 /// Every other synchronous exception of the host.
 extern "C" fn host_trap(frame: &mut Frame, esr: u64) {
-    match esr >> EC_SHIFT {
+    match class(esr) {
         EC_DATA_ABORT_LOWER | EC_INSTRUCTION_ABORT_LOWER => host_abort(esr),
         EC_SYSTEM_REGISTER => system_register(frame, esr),
         // Instructions and registers of features that are hidden, and what else is not for EL1.
@@ -207,7 +216,7 @@ fn faulting_page(esr: u64) -> Fault {
 fn access(esr: u64) -> Access {
     const WNR: u64 = 1 << 6;
     const CACHE_MAINTENANCE: u64 = 1 << 8;
-    if esr >> EC_SHIFT == EC_INSTRUCTION_ABORT_LOWER {
+    if class(esr) == EC_INSTRUCTION_ABORT_LOWER {
         Access::Execute
     } else if esr & WNR != 0 && esr & (CACHE_MAINTENANCE | exception::S1PTW) == 0 {
         Access::Write

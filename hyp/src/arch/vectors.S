@@ -57,7 +57,7 @@ host_synchronous:
     ldr     w2, [x2, :lo12:{panicking}]
     cbnz    w2, park_cpu
     mrs     x1, esr_el2
-    lsr     x2, x1, #ESR_EC_SHIFT
+    ubfx    x2, x1, #ESR_EC_SHIFT, #6
     mov     x0, sp
     cmp     x2, #EC_HVC64
     b.ne    1f

@@ -200,6 +200,17 @@ fn release_walks(el1: &El1) {
     // The ERET that follows synchronises.
 }
 
+/// Does something that needs stage-1 walks held off, with whatever EL1 registers are in the CPU.
+pub(super) fn without_walks(operation: impl FnOnce()) {
+    let (sctlr, tcr) = (SCTLR_EL1.get(), TCR_EL1.get());
+    hold_walks();
+    operation();
+    isb();
+    SCTLR_EL1.set(sctlr);
+    isb();
+    TCR_EL1.set(tcr);
+}
+
 /// Puts a vCPU on this CPU: the host's registers go to `context.host`, the guest's come from `context`.
 pub(super) fn load(id: Stage2Id, context: &mut Context) {
     let features = features();
@@ -356,9 +367,10 @@ pub(super) fn run(_id: Stage2Id, context: &mut Context) -> Trap {
 #[inline]
 fn synchronous(esr: u64) -> Trap {
     const EC_SHIFT: u32 = 26;
+    const EC_MASK: u64 = 0x3f;
     const INSTRUCTION_ABORT: u64 = 0x20;
     const DATA_ABORT: u64 = 0x24;
-    match esr >> EC_SHIFT {
+    match esr >> EC_SHIFT & EC_MASK {
         INSTRUCTION_ABORT | DATA_ABORT => abort(esr),
         _ => Trap::Sync { esr, far: 0, hpfar: 0 },
     }

@@ -45,7 +45,7 @@ impl Piece {
         let continues = self.sharing == next.sharing
             && self.gfns.end() == next.gfns.start().as_u64()
             && self.pfns.end() == next.pfns.start().as_u64()
-            && self.pfns.end() % REGION_PAGES != 0;
+            && !self.pfns.end().is_multiple_of(REGION_PAGES);
         let count = self.gfns.count().checked_add(next.gfns.count())?;
         continues.then_some(())?;
         Some(Self {

@@ -25,7 +25,7 @@ use crate::addr::{Frame, Gfn, Pages, Pfn};
 use crate::memory::MemoryError;
 use crate::pgtable::hyp_stage1::HypStage1;
 use crate::pgtable::stage2::{Entry, Owner, Sharing, Stage2};
-use crate::pgtable::{REGION_PAGES, Table};
+use crate::pgtable::{Table, rest_of_region};
 use crate::pool::{Lacking, PagePool};
 use share::Pins;
 
@@ -113,8 +113,7 @@ impl From<Result<u64, Error>> for Progress {
 
 /// Cuts two runs of equal length to the first chunk: what lies within one last-level table on both sides.
 fn chunk<A: Frame, B: Frame>(a: Pages<A>, b: Pages<B>) -> (Pages<A>, Pages<B>) {
-    let rest = |start: u64| REGION_PAGES - start % REGION_PAGES;
-    let count = rest(a.start().as_u64()).min(rest(b.start().as_u64()));
+    let count = rest_of_region(a.start().as_u64()).min(rest_of_region(b.start().as_u64()));
     (a.truncated(count), b.truncated(count))
 }
 

@@ -27,6 +27,11 @@ const TABLE_OR_PAGE: u64 = 1 << 1;
 /// Output address of a table or leaf descriptor, bits 47 to 12.
 const OUTPUT_ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 
+/// Number of pages from this one to the end of what its last-level table speaks for.
+pub const fn rest_of_region(frame: u64) -> u64 {
+    REGION_PAGES.saturating_sub(frame & (REGION_PAGES.saturating_sub(1)))
+}
+
 /// A translation level; 3 is the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Level(u32);
@@ -47,11 +52,11 @@ impl Level {
     }
 
     const fn frame_shift(self) -> u32 {
-        INDEX_BITS * (3 - self.0)
+        INDEX_BITS.saturating_mul(3u32.saturating_sub(self.0))
     }
 
-    fn next(self) -> Self {
-        Self((self.0 + 1).min(3))
+    const fn next(self) -> Self {
+        if self.0 < 3 { Self(self.0.saturating_add(1)) } else { Self::THREE }
     }
 }
 
@@ -135,7 +140,7 @@ impl<R: Regime> Table<R> {
 
     /// Pages of the root.
     pub fn root_pages(&self) -> u64 {
-        1 << self.frame_bits.saturating_sub(self.start.frame_shift() + INDEX_BITS)
+        1 << self.frame_bits.saturating_sub(self.start.frame_shift().saturating_add(INDEX_BITS))
     }
 
     /// Number of the first page beyond the input space.
@@ -172,7 +177,10 @@ impl<R: Regime> Table<R> {
                 }
                 frame = end;
                 // The next page stands in the next word, as long as this last-level table lasts.
-                if place.level != Level::THREE || frame >= pages.end() || frame % ENTRIES == 0 {
+                if place.level != Level::THREE
+                    || frame >= pages.end()
+                    || rest_of_region(frame) == REGION_PAGES
+                {
                     break;
                 }
                 let Some(at) = place.at.checked_add(8) else { break };
@@ -223,7 +231,7 @@ impl<R: Regime> Table<R> {
             let Some(leaf) = self.place(machine, start, Level::THREE) else {
                 crate::broken("a table lost its input space");
             };
-            if leaf.level != Level::THREE || region.count() > REGION_PAGES - start % REGION_PAGES {
+            if leaf.level != Level::THREE || region.count() > rest_of_region(start) {
                 crate::broken("a region is more than one last-level table");
             }
             self.replace(machine, region, leaf.at, region.count(), Level::THREE, &entry_of);
@@ -255,11 +263,11 @@ impl<R: Regime> Table<R> {
             let start = pages.start().as_u64();
             let block = [Level::ONE, Level::TWO].into_iter().find(|level| {
                 let size = level.pages();
-                R::BLOCKS && pages.count() >= size && start % size == 0 && output % size == 0
+                R::BLOCKS && pages.count() >= size && (start | output) & size.saturating_sub(1) == 0
             });
             let count = match block {
                 Some(level) => level.pages(),
-                None => (REGION_PAGES - start % REGION_PAGES).min(pages.count()),
+                None => rest_of_region(start).min(pages.count()),
             };
             rest = pages.advanced(count);
             output = output.saturating_add(count);
@@ -321,10 +329,9 @@ impl<R: Regime> Table<R> {
             machine.write_descriptor(at, self.regime.encode(part, below));
         }
         machine.publish();
-        if place.word & VALID != 0 {
-            if let Some(block) = Pages::from_raw(place.first, place.level.pages()) {
-                self.break_entry(machine, place.at, block);
-            }
+        let block = Pages::from_raw(place.first, place.level.pages());
+        if let Some(block) = block.filter(|_| place.word & VALID != 0) {
+            self.break_entry(machine, place.at, block);
         }
         machine.write_descriptor(place.at, table.base().as_u64() | VALID | TABLE_OR_PAGE);
         machine.publish();
@@ -380,7 +387,9 @@ impl<R: Regime> Table<R> {
         let start = region.start().as_u64();
         [Level::ONE, Level::TWO]
             .into_iter()
-            .find(|level| R::BLOCKS && region.count() == level.pages() && start % level.pages() == 0)
+            .find(|level| {
+                R::BLOCKS && region.count() == level.pages() && start & level.pages().saturating_sub(1) == 0
+            })
             .unwrap_or(Level::THREE)
     }
 
@@ -402,7 +411,7 @@ impl<R: Regime> Table<R> {
             }
             table = output(word);
             level = level.next();
-            index = frame >> level.frame_shift() & (ENTRIES - 1);
+            index = frame >> level.frame_shift() & ENTRIES.saturating_sub(1);
         }
     }
 

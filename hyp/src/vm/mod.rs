@@ -167,6 +167,16 @@ impl Vm {
         }
     }
 
+    /// Zeroes the registers of all its vCPUs, in memory too.
+    pub(crate) fn forget_registers<M: Machine>(&mut self, machine: &M) {
+        for slot in &mut self.vcpus {
+            if let VcpuSlot::Idle(record) = slot {
+                record.context = context::Context::default();
+                machine.clean_record(core::ptr::from_ref(&**record).cast(), size_of::<Vcpu>());
+            }
+        }
+    }
+
     /// Begins the end.
     pub(crate) fn start_teardown(&mut self) -> Result<(), Error> {
         self.check_live()?;

@@ -10,8 +10,8 @@ use crate::scenario::{Overrides, Scenario};
 use crate::toolchain::{Need, Toolchain};
 use crate::tree::Tree;
 use crate::ui::{Task, command_line, seconds};
-use anyhow::{Context, Result, bail, ensure};
-use std::collections::BTreeSet;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -59,14 +59,17 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
             },
         };
         let lab = Lab::new(tree, toolchain, args.verbose)?;
-        lab.check_that_all_is_well_without_a_fault(&patches)?;
+        let unfit = lab.unfit_catchers(&patches);
 
         let began = Instant::now();
         println!("\nrunning {} faults", patches.len());
         let mut missed = 0;
         for patch in &patches {
             let began = Instant::now();
-            let caught = lab.try_fault(patch);
+            let caught = match patch.catchers.iter().find_map(|catcher| unfit.get(catcher)) {
+                Some(why) => Err(anyhow!("its test cannot tell: {why}")),
+                None => lab.try_fault(patch),
+            };
             let took = seconds(began.elapsed());
             let name = &patch.name;
             match &caught {
@@ -145,22 +148,33 @@ impl Lab {
         Ok(())
     }
 
-    /// A test that fails without a fault, or that does not exist, can catch nothing.
-    fn check_that_all_is_well_without_a_fault(&self, patches: &[Patch]) -> Result<()> {
+    /// Runs every catcher without a fault, and returns why some are unfit: a test that fails already, or that
+    /// does not exist, can catch nothing.
+    fn unfit_catchers(&self, patches: &[Patch]) -> BTreeMap<Catcher, String> {
         let task = Task::begin("the tests that must catch the faults, without a fault");
-        let mut scenarios = BTreeSet::new();
+        let mut unfit = BTreeMap::new();
+        let mut boots: BTreeMap<&str, Result<Vec<String>>> = BTreeMap::new();
         for catcher in patches.iter().flat_map(|patch| &patch.catchers).collect::<BTreeSet<_>>() {
-            let failures = match catcher {
-                Catcher::Unit { .. } => self.run(catcher)?,
-                Catcher::Emulator { scenario, .. } if scenarios.insert(scenario) => {
-                    self.run(&Catcher::Emulator { scenario: scenario.clone(), step: None })?
+            let why = match catcher {
+                Catcher::Unit { .. } => self.run(catcher).map(|failures| failures.join(", ")),
+                Catcher::Emulator { scenario, .. } => {
+                    let boot = boots.entry(scenario).or_insert_with(|| self.run_boot(scenario, None));
+                    let named = |failure: &&String| failure.starts_with(&catcher.to_string());
+                    let named =
+                        |failures: &Vec<String>| failures.iter().filter(named).cloned().collect::<Vec<_>>();
+                    boot.as_ref()
+                        .map(|failures| named(failures).join(", "))
+                        .map_err(|error| anyhow!("{error:#}"))
                 }
-                Catcher::Emulator { .. } => Vec::new(),
             };
-            ensure!(failures.is_empty(), "without a fault these fail already: {}", failures.join(", "));
+            match why {
+                Ok(failures) if failures.is_empty() => {}
+                Ok(failures) => drop(unfit.insert(catcher.clone(), format!("{failures} without a fault"))),
+                Err(error) => drop(unfit.insert(catcher.clone(), format!("{error:#}"))),
+            }
         }
-        task.done("pass");
-        Ok(())
+        task.done(&format!("{} unfit", unfit.len()));
+        unfit
     }
 
     /// Runs the tests that a catcher names; returns those that failed.

@@ -1,5 +1,5 @@
-//! Touches every page of RAM as the host's kernel, reading, and every page that the hypervisor says is not the
-//! host's, writing too: what the hypervisor says and what an access comes to must agree everywhere.
+//! Asks the hypervisor for every page of RAM and touches, as the host's kernel, every page that is closed to the
+//! host and many that are open: what the hypervisor says and what an access comes to must agree.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

@@ -9,9 +9,11 @@ use host_programs::{Failure, failure};
 const RAM_START: u64 = 0x4_0000;
 /// fw_cfg, whose DMA would reach any address.
 const FW_CFG: u64 = 0x0902_0000;
-/// GICD_TYPER: a device that is the host's and can be read without effect.
+/// The first registers of the GIC distributor: a device that is the host's and can be read without effect.
 const GIC_DISTRIBUTOR: u64 = 0x0800_0000;
 const PAGE_SIZE: u64 = 4096;
+/// Of the open pages, one in so many is touched.
+const OPEN_STRIDE: u64 = 16;
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -27,7 +29,9 @@ struct Counts {
 pub(crate) fn main(_: &[&str], steps: &mut Steps) -> Result<(), Failure> {
     let deed = Deed::open()?;
     let pages = ram_pages(&deed)?;
-    steps.tell(format_args!("The host's kernel touches all {pages} pages of RAM."));
+    steps.tell(format_args!(
+        "The host's kernel asks for all {pages} pages of RAM and touches every one that is closed to it."
+    ));
     let counted = deed.injected_aborts()?;
     let taken = deed.stats()?.aborts;
 
@@ -81,14 +85,16 @@ fn is_ram(deed: &Deed, pfn: u64) -> Result<bool, Failure> {
     Ok(ram != 0)
 }
 
-/// One page: a load; a store too where the host must have no access.
+/// One page. Where the host must have no access: a load and a store. Where it has: a load of some pages, and of
+/// every page behind a closed one.
 fn touch(deed: &Deed, pfn: u64, counts: &mut Counts, steps: &mut Steps) -> Result<(), Failure> {
     let open = deed.accessible(pfn)?;
     let at = pfn * PAGE_SIZE + 8;
     counts.ram += 1;
     let right = if open {
         counts.accessible += 1;
-        matches!(deed.load(at)?, Touch::Done(_))
+        let border = counts.last_closed + 1 == pfn;
+        !(border || pfn.is_multiple_of(OPEN_STRIDE)) || matches!(deed.load(at)?, Touch::Done(_))
     } else {
         counts.closed += 1;
         counts.first_closed = if counts.closed == 1 { pfn } else { counts.first_closed };
