@@ -109,9 +109,9 @@ struct Programs {
 impl MapsContent for Programs {
     fn unmap_content(&mut self, host: &mut Host, inode: &Rc<Inode>, pages: &Range<u64>) {
         for index in pages.clone() {
-            let state = inode.page(index).and_then(|page| {
-                host.machine.call(HostCall::QueryPage { pfn: page.frame.0 })?.host_state()
-            });
+            let state = inode
+                .page(index)
+                .and_then(|page| host.machine.call(HostCall::QueryPage { pfn: page.frame.0 })?.host_state());
             self.unmapped.push((index, state));
         }
     }

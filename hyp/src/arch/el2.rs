@@ -12,7 +12,7 @@ use crate::machine::{IdRegister, Machine, Stage2Id};
 use crate::vm::context::{Context, Trap};
 use aarch64_cpu::registers::{
     ID_AA64ISAR0_EL1, ID_AA64ISAR1_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1,
-    ID_AA64PFR0_EL1, ID_AA64PFR1_EL1, Readable, SCTLR_EL1, TCR_EL1, VTTBR_EL2, Writeable,
+    ID_AA64PFR0_EL1, ID_AA64PFR1_EL1, Readable, VTTBR_EL2, Writeable,
 };
 use core::ptr::NonNull;
 

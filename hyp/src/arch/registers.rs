@@ -78,6 +78,8 @@ system_registers! {
     hafgrtr_el2 HAFGRTR_EL2 "S3_4_C3_C1_6";
     /// Memory partitioning of EL2 and traps of it (FEAT_MPAM).
     mpam2_el2 MPAM2_EL2 "S3_4_C10_C5_0";
+    /// Second thread pointer of EL0 (FEAT_SME); EL1 reaches it where there are no fine-grained traps.
+    tpidr2_el0 TPIDR2_EL0 "S3_3_C13_C0_5";
     /// System register interface of the GIC for EL2 and below (GICv3).
     icc_sre_el2 ICC_SRE_EL2 "S3_4_C12_C9_5";
     /// Virtual interrupts (GICv3).

@@ -20,7 +20,7 @@ use super::panic::PANICKING;
 use super::registers::{
     HCRX_EL2, HDFGRTR_EL2, HDFGRTR2_EL2, HDFGWTR_EL2, HDFGWTR2_EL2, HFGITR_EL2, HFGITR2_EL2, HFGRTR_EL2,
     HFGRTR2_EL2, HFGWTR_EL2, HFGWTR2_EL2, HPFAR_EL2, ICC_SRE_EL2, ICH_HCR_EL2, MPAM2_EL2, PMCR_EL0,
-    VDISR_EL2, VSESR_EL2,
+    TPIDR2_EL0, VDISR_EL2, VSESR_EL2,
 };
 use super::traps::{self, hcr};
 use crate::machine::Stage2Id;
@@ -142,6 +142,7 @@ mod feature {
     pub(super) const FGT: u32 = 1 << 6;
     pub(super) const FGT2: u32 = 1 << 7;
     pub(super) const MPAM: u32 = 1 << 8;
+    pub(super) const SME: u32 = 1 << 9;
     /// Those that few CPUs have and no budget counts.
     pub(super) const RARE: u32 = HCX | FGT | FGT2 | MPAM;
 }
@@ -174,6 +175,7 @@ fn probe() -> u32 {
         (features.fgt, feature::FGT),
         (field(ID_AA64MMFR0_EL1.get(), 56) >= 2, feature::FGT2),
         (features.mpam, feature::MPAM),
+        (features.sme, feature::SME),
     ];
     bits.into_iter().filter(|(has, _)| *has).fold(0, |all, (_, bit)| all | bit)
 }
@@ -245,6 +247,10 @@ pub(super) fn load(id: Stage2Id, context: &mut Context) {
     if features & feature::RARE != 0 {
         load_rare(features, traps);
     }
+    if features & feature::SME != 0 {
+        host.el1.tpidr2_el0 = TPIDR2_EL0.get();
+        TPIDR2_EL0.set(context.el1.tpidr2_el0);
+    }
     load_el1(&context.el1);
     load_fp(&context.fp);
     if features & feature::PAUTH != 0 {
@@ -282,6 +288,10 @@ pub(super) fn unload(context: &mut Context) {
     }
     if features & feature::RARE != 0 {
         unload_rare(features, traps);
+    }
+    if features & feature::SME != 0 {
+        context.el1.tpidr2_el0 = TPIDR2_EL0.get();
+        TPIDR2_EL0.set(host.el1.tpidr2_el0);
     }
     if features & feature::PAUTH != 0 {
         save_keys(&mut context.keys);

@@ -78,6 +78,8 @@ pub struct El1 {
     pub mdscr_el1: u64,
     /// What MPIDR_EL1 reads as.
     pub vmpidr_el2: u64,
+    /// FEAT_SME only: SME itself is hidden, but its thread pointer is not everywhere trapped.
+    pub tpidr2_el0: u64,
     /// What DISR_EL1 names while SErrors are routed to EL2 (FEAT_RAS only).
     pub vdisr_el2: u64,
 }
