@@ -2,7 +2,7 @@
 //!
 //! Everything that the core does to hardware goes through this trait: reading and writing descriptors,
 //! making them visible to table walkers, dropping translations, wiping and cleaning pages, running a guest.
-//! [`crate::arch`] implements it for EL2 and `sim::Sim` for tests on the build machine, so that the same
+//! `arch::El2` implements it for EL2 and `sim::Sim` for tests on the build machine, so that the same
 //! core runs in both, and a checker in between sees each step.
 
 use crate::addr::{Gfn, Pages, Pfn, PhysAddr, Vpn};

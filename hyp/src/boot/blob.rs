@@ -240,7 +240,7 @@ impl<'b> Sink<'b> {
         self.padded(value, 0)
     }
 
-    /// Adds a property by name, one of [`ADDED_NAMES`].
+    /// Adds a property by name, one of `ADDED_NAMES`.
     pub fn property(&mut self, name: &str, value: &[u8]) -> Option<()> {
         let name = self.name_offset(name)?;
         self.property_as(name, value)

@@ -6,7 +6,7 @@
 //! | [`region`] | runs of bytes of physical memory |
 //! | [`tree`] | reads from the device tree what Deed needs to know |
 //! | [`image`] | reads the header of an arm64 Linux image |
-//! | [`plan`] | checks all parts against each other |
+//! | [`mod@plan`] | checks all parts against each other |
 //! | [`blob`] | the bytes of a flattened device tree |
 //! | [`edit`] | writes the host's device tree |
 //!

@@ -15,7 +15,7 @@ pub const MAIR_NORMAL: u64 = 0;
 pub const MAIR_DEVICE: u64 = 1;
 
 const ATTRIBUTES_SHIFT: u32 = 2;
-/// AP[1], which is RES1 in a regime of one privilege level (DDI 0487, D8.4).
+/// AP\[1\], which is RES1 in a regime of one privilege level (DDI 0487, D8.4).
 const ACCESS_RES1: u64 = 1 << 6;
 const READ_ONLY: u64 = 1 << 7;
 const INNER_SHAREABLE: u64 = 0b11 << 8;
