@@ -3,6 +3,8 @@
 //! A byte address is always inside 48 bits and a frame number inside 36: a value that does not fit cannot be
 //! built, so nothing behind this module shifts or adds its way out of an address space (invariant I8).
 
+#![forbid(unsafe_code)]
+
 use core::fmt;
 
 /// log2 of the page size.
@@ -165,6 +167,13 @@ impl Pfn {
     }
 }
 
+impl Gfn {
+    /// The physical page that the host sees at this page of its space.
+    pub const fn identity(self) -> Pfn {
+        Pfn(self.0)
+    }
+}
+
 /// A run of pages: never empty, and its end is inside the address space.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Pages<F> {
@@ -238,6 +247,18 @@ impl<F: Frame> Pages<F> {
     /// All its pages.
     pub fn iter(self) -> impl Iterator<Item = F> {
         (self.start.as_u64()..self.end()).filter_map(F::new)
+    }
+}
+
+impl Pages<Pfn> {
+    /// The same numbers as pages of the host's intermediate physical space.
+    pub const fn identity(self) -> Pages<Gfn> {
+        Pages { start: self.start.identity(), count: self.count }
+    }
+
+    /// The pages of EL2's identity map that show these pages.
+    pub const fn identity_va(self) -> Pages<Vpn> {
+        Pages { start: self.start.identity_va(), count: self.count }
     }
 }
 

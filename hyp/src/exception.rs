@@ -2,6 +2,8 @@
 //!
 //! Pure: the registers go in and come out as values, so that every rule is tested on the build machine.
 
+#![forbid(unsafe_code)]
+
 use crate::vm::context::pstate;
 
 /// ESR_ELx.IL: the trapped instruction has 32 bits.

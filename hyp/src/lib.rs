@@ -10,6 +10,8 @@
 //! | [`pool`] | memory of the hypervisor is counted, and its lack is an answer |
 //! | [`vm`] | a handle names one VM for ever; a vCPU is one CPU's at a time |
 //! | [`call`] | a number from outside is an allegation until it is checked |
+//! | [`hypervisor`] | all locks stand in one place and are taken in one order |
+//! | [`exception`] | EL1 finds what the architecture's own exception entry would leave |
 //! | [`psci`], [`smc`] | what is not known does not reach the firmware |
 //! | [`boot`] | nothing is written before everything that was loaded is checked |
 //! | `arch` | the only place with registers and assembly |
@@ -17,6 +19,7 @@
 //! The crate builds for the build machine, where its tests run on a simulated one, and for EL2.
 
 #![cfg_attr(not(any(test, feature = "sim")), no_std)]
+#![deny(unsafe_code)]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 #![cfg_attr(
     test,
@@ -50,7 +53,7 @@ pub mod vm;
 pub use hypervisor::{Hypervisor, Mapping, Setup, SetupError};
 
 /// Stops the machine: an invariant that no value from outside can break is broken, so there is no state left
-/// that could be trusted (architecture section 7).
+/// that could be trusted (docs/architecture.md, Failure).
 #[cold]
 #[track_caller]
 #[expect(clippy::panic, reason = "the panic handler prints what is known and stops all CPUs")]

@@ -3,6 +3,8 @@
 //! Only RAM that no one else claims is in it: flash, firmware memory and no-map ranges of the device tree are
 //! not, so they can never be donated, shared or taken for a table.
 
+#![forbid(unsafe_code)]
+
 use crate::addr::{Pages, Pfn};
 use arrayvec::ArrayVec;
 

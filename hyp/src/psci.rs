@@ -3,6 +3,8 @@
 //!
 //! Pure decoding: [`answer`] says what is to be done, `arch` does it.
 
+#![forbid(unsafe_code)]
+
 use abi::{psci, smccc};
 
 /// What a call amounts to.

@@ -2,6 +2,8 @@
 //!
 //! Pure decoding; see [`crate::psci`] for the power calls.
 
+#![forbid(unsafe_code)]
+
 use crate::psci::{self, Answer};
 use abi::smccc::{self, FunctionId};
 

@@ -30,7 +30,7 @@ impl<M: Machine> Hypervisor<M> {
         let Some(handle) = self.vms.free_handle(&creation) else {
             return refused(Error::Busy);
         };
-        let regime = self.guest_regime(u16::from(handle.slot()).saturating_add(1));
+        let regime = self.guest_regime(crate::vm::vmid(handle));
         let table = Table::new(root.start(), Level::ONE, GUEST_IPA_BITS, regime);
         let space = GuestSpace { handle, table, cache: PagePool::new(), pages: 0 };
         let record = match self.records.alloc(Vm::new(flags, space)) {

@@ -65,7 +65,9 @@ impl<M: Machine> Hypervisor<M> {
     pub fn vm_top_up(&self, vm: VmHandle, pages: Pages<Pfn>) -> Progress {
         self.with_host_and_hyp(|host, hyp| {
             let mut vm = self.vms.lock(vm).ok_or(Error::NoVm)?;
-            vm.check_growable().map_err(|_| Error::WrongVm)?;
+            if !vm.is_growable() {
+                return Err(Error::WrongVm);
+            }
             let pages = donate::host_to_hyp(&self.machine, &self.memory, host, hyp, pages, Draw::Keep)?;
             vm.space.cache.extend(&self.machine, pages);
             vm.given = vm.given.saturating_add(pages.count());

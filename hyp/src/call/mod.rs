@@ -3,8 +3,10 @@
 //! | file | what it does |
 //! |---|---|
 //! | [`host`] | the calls of the host: from registers to an answer |
-//! | [`locked`] | each transition of ownership, with the locks that it takes |
-//! | [`life`] | the life of a VM: creation, vCPUs, top-up, teardown |
+//! | [`locked`] | each transition of ownership and each top-up, with the locks that it takes |
+//! | [`life`] | the life of a VM: creation, vCPUs, teardown |
+
+#![forbid(unsafe_code)]
 
 pub mod host;
 pub mod life;

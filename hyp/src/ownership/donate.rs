@@ -4,8 +4,8 @@
 //! `__pkvm_host_donate_guest`, to which ranges and blocks are added.
 
 use super::guest::GuestSpace;
-use super::{Error, Host, HypSpace, Owner, TOPUP_RESERVE, chunk, identity};
-use crate::addr::{Gfn, Pages, Pfn, Vpn};
+use super::{Error, Host, HypSpace, Owner, TOPUP_RESERVE, chunk};
+use crate::addr::{Gfn, Pages, Pfn};
 use crate::machine::Machine;
 use crate::memory::MemoryMap;
 use crate::pgtable::hyp_stage1::{Mapped, Rights};
@@ -22,7 +22,7 @@ pub enum Draw {
     Keep,
 }
 
-/// Gives a chunk of the host's pages to the hypervisor and maps it at EL2. Returns the number of pages.
+/// Gives a chunk of the host's pages to the hypervisor and maps it at EL2. Returns the chunk.
 ///
 /// The content stays: whoever uses the pages overwrites them.
 ///
@@ -39,13 +39,13 @@ pub fn host_to_hyp<M: Machine>(
 ) -> Result<Pages<Pfn>, Error> {
     // Check.
     memory.check(pages)?;
-    let (pages, shown) = chunk(pages, hyp_view(pages));
+    let (pages, shown) = chunk(pages, pages.identity_va());
     host.check(machine, pages, Sharing::Owned)?;
     hyp.check_unmapped(machine, pages)?;
     // Reserve.
     let tables = host
         .table
-        .tables_needed(machine, identity(pages))
+        .tables_needed(machine, pages.identity())
         .saturating_add(hyp.table.tables_needed(machine, shown));
     match draw {
         Draw::Keep => host.pool.check(Pool::Tables, tables, TOPUP_RESERVE)?,
@@ -58,7 +58,7 @@ pub fn host_to_hyp<M: Machine>(
         }
     }
     // Commit.
-    host.table.set(machine, identity(pages), &mut host.pool, |_| Entry::Owned(Owner::Hyp));
+    host.table.set(machine, pages.identity(), &mut host.pool, |_| Entry::Owned(Owner::Hyp));
     hyp.map(machine, host, pages);
     Ok(pages)
 }
@@ -66,7 +66,7 @@ pub fn host_to_hyp<M: Machine>(
 /// Gives one of the hypervisor's pages back to the host, wiped.
 ///
 /// # Errors
-/// The hypervisor does not own the page or has pinned it, or table pages are lacking.
+/// The hypervisor does not own the page, or table pages are lacking.
 pub fn hyp_to_host<M: Machine>(
     machine: &M,
     memory: &MemoryMap,
@@ -90,8 +90,8 @@ pub fn hyp_to_host<M: Machine>(
     // Reserve.
     let tables = host
         .table
-        .tables_needed(machine, identity(pages))
-        .saturating_add(hyp.table.tables_needed(machine, hyp_view(pages)));
+        .tables_needed(machine, pages.identity())
+        .saturating_add(hyp.table.tables_needed(machine, pages.identity_va()));
     host.pool.check(Pool::Tables, tables, TOPUP_RESERVE)?;
     // Commit.
     hyp.unmap(machine, host, pages);
@@ -128,7 +128,7 @@ pub fn host_to_guest<M: Machine>(
     // Commit: the host loses the pages before the guest gets them.
     let handle = guest.handle;
     let owner = Owner::Guest { vm: handle, gfn: gfns.start() };
-    host.table.set_from(machine, identity(pfns), &mut host.pool, Entry::Owned(owner));
+    host.table.set_from(machine, pfns.identity(), &mut host.pool, Entry::Owned(owner));
     if machine.needs_clean() {
         for page in pfns.iter() {
             machine.clean(page);
@@ -139,32 +139,24 @@ pub fn host_to_guest<M: Machine>(
     Ok(pfns.count())
 }
 
-/// EL2's pages that show these physical pages.
-pub(super) fn hyp_view(pages: Pages<Pfn>) -> Pages<Vpn> {
-    match Pages::new(pages.start().identity_va(), pages.count()) {
-        Some(pages) => pages,
-        None => crate::broken("a run of pages lost its end"),
-    }
-}
-
 impl Host {
     /// Checks that the pool has the tables that a change of these pages takes, beyond the reserve.
     pub(super) fn reserve<M: Machine>(&self, machine: &M, pages: Pages<Pfn>) -> Result<(), Error> {
-        let tables = self.table.tables_needed(machine, identity(pages));
+        let tables = self.table.tables_needed(machine, pages.identity());
         Ok(self.pool.check(Pool::Tables, tables, TOPUP_RESERVE)?)
     }
 
     /// Commit: lets the host access a chunk.
     pub(super) fn give<M: Machine>(&mut self, machine: &M, pages: Pages<Pfn>, sharing: Sharing) {
         let first = Entry::Page(Page { pfn: pages.start(), sharing, permissions: Permissions::ALL });
-        self.table.set_from(machine, identity(pages), &mut self.pool, first);
+        self.table.set_from(machine, pages.identity(), &mut self.pool, first);
     }
 }
 
 impl HypSpace {
     /// Checks that nothing is mapped at EL2 for these pages.
     pub(super) fn check_unmapped<M: Machine>(&self, machine: &M, pages: Pages<Pfn>) -> Result<(), Error> {
-        self.table.try_for_each(machine, hyp_view(pages), |run| match run.entry {
+        self.table.try_for_each(machine, pages.identity_va(), |run| match run.entry {
             None => Ok(()),
             Some(_) => Err(Error::HypState(pages.start())),
         })
@@ -173,12 +165,12 @@ impl HypSpace {
     /// Commit: maps a chunk read-write. Its tables come from the host's pool.
     pub(super) fn map<M: Machine>(&mut self, machine: &M, host: &mut Host, pages: Pages<Pfn>) {
         let first = Some(Mapped { pfn: pages.start(), rights: Rights::ReadWrite });
-        self.table.set_from(machine, hyp_view(pages), &mut host.pool, first);
+        self.table.set_from(machine, pages.identity_va(), &mut host.pool, first);
     }
 
     /// Commit: unmaps a chunk.
     pub(super) fn unmap<M: Machine>(&mut self, machine: &M, host: &mut Host, pages: Pages<Pfn>) {
-        self.table.set(machine, hyp_view(pages), &mut host.pool, |_| None);
+        self.table.set(machine, pages.identity_va(), &mut host.pool, |_| None);
     }
 }
 

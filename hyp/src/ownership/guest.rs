@@ -8,7 +8,7 @@
 //! Sources of the rules: Linux 7.2 `__pkvm_guest_share_host` and `__pkvm_guest_unshare_host`; Android's
 //! `MEM_RELINQUISH` and `MMIO_GUARD`.
 
-use super::{Error, Host, Owner, TOPUP_RESERVE, chunk, identity};
+use super::{Error, Host, Owner, TOPUP_RESERVE, chunk};
 use crate::addr::{Frame, Gfn, Pages, Pfn};
 use crate::machine::Machine;
 use crate::pgtable::stage2::{Entry, Page, Sharing, Stage2};
@@ -67,6 +67,16 @@ pub enum Gap {
     Other,
 }
 
+/// The memory that an entry gives access to, or what is there instead.
+fn memory(entry: Entry) -> Result<Page, Gap> {
+    match entry {
+        Entry::Page(page) => Ok(page),
+        Entry::Empty => Err(Gap::Empty),
+        Entry::Poisoned => Err(Gap::Poisoned),
+        _ => Err(Gap::Other),
+    }
+}
+
 impl Gap {
     /// The refusal of a transition that meets it at this page.
     pub(super) fn error(self, gfn: Gfn) -> Error {
@@ -88,9 +98,11 @@ pub fn share_host<M: Machine>(
     guest: &mut GuestSpace,
     gfns: Pages<Gfn>,
 ) -> Result<u64, Error> {
+    // Check and reserve.
     guest.check_span(gfns)?;
     let (gfns, _) = chunk(gfns, gfns);
     guest.prepare(machine, host, gfns, |sharing| sharing == Sharing::Owned)?;
+    // Commit.
     guest.change_pieces(machine, gfns, |guest, piece| {
         guest.mark(machine, piece, Sharing::Shared);
         host.give(machine, piece.pfns, Sharing::Borrowed);
@@ -108,9 +120,11 @@ pub fn unshare_host<M: Machine>(
     guest: &mut GuestSpace,
     gfns: Pages<Gfn>,
 ) -> Result<u64, Error> {
+    // Check and reserve.
     guest.check_span(gfns)?;
     let (gfns, _) = chunk(gfns, gfns);
     guest.prepare(machine, host, gfns, |sharing| sharing == Sharing::Shared)?;
+    // Commit.
     guest.change_pieces(machine, gfns, |guest, piece| {
         // The host's access is gone from every TLB before the guest may call the pages private.
         host.annotate(machine, piece, guest.handle);
@@ -136,6 +150,7 @@ pub fn relinquish<M: Machine>(
     guest: &mut GuestSpace,
     gfns: Pages<Gfn>,
 ) -> Result<u64, Error> {
+    // Check and reserve.
     guest.check_span(gfns)?;
     let (gfns, _) = chunk(gfns, gfns);
     let gfns = match guest.before_gap(machine, gfns) {
@@ -144,6 +159,7 @@ pub fn relinquish<M: Machine>(
         Err(gap) => return Err(gap.error(gfns.start())),
     };
     guest.prepare(machine, host, gfns, |sharing| sharing == Sharing::Owned)?;
+    // Commit: the guest loses the pages, they are wiped, then the host gets them.
     guest.take_pieces(machine, gfns, |piece| {
         for page in piece.pfns.iter() {
             machine.wipe(page);
@@ -190,11 +206,9 @@ impl GuestSpace {
 
     /// The pages before the first that is not memory; what is there instead, if that is the first of all.
     pub(super) fn before_gap<M: Machine>(&self, machine: &M, gfns: Pages<Gfn>) -> Result<Pages<Gfn>, Gap> {
-        let gap = self.table.try_for_each(machine, gfns, |run| match run.entry {
-            Entry::Page(_) => Ok(()),
-            Entry::Empty => Err((run.pages.start(), Gap::Empty)),
-            Entry::Poisoned => Err((run.pages.start(), Gap::Poisoned)),
-            _ => Err((run.pages.start(), Gap::Other)),
+        let gap = self.table.try_for_each(machine, gfns, |run| match memory(run.entry) {
+            Ok(_) => Ok(()),
+            Err(gap) => Err((run.pages.start(), gap)),
         });
         match gap {
             Ok(()) => Ok(gfns),
@@ -231,14 +245,9 @@ impl GuestSpace {
     ) -> Result<(), Error> {
         self.check_span(gfns)?;
         let mut pending: Option<Piece> = None;
-        self.table.try_for_each(machine, gfns, |run| {
+        self.table.try_for_each(machine, gfns, |run| -> Result<(), Error> {
             let gfn = run.pages.start();
-            let page = match run.entry {
-                Entry::Page(page) => page,
-                Entry::Empty => return Err(Error::Missing(gfn)),
-                Entry::Poisoned => return Err(Error::Poisoned(gfn)),
-                _ => return Err(Error::GuestState(gfn)),
-            };
+            let page = memory(run.entry).map_err(|gap| gap.error(gfn))?;
             let pfns = Pages::new(page.pfn, run.pages.count()).ok_or(Error::GuestState(gfn))?;
             let piece = Piece { gfns: run.pages, pfns, sharing: page.sharing };
             match pending.and_then(|pending| pending.join(piece)) {
@@ -272,7 +281,7 @@ impl GuestSpace {
             host.check_piece(machine, self.handle, piece)?;
             let region = piece.pfns.start().as_u64() / REGION_PAGES;
             if last_region.replace(region) != Some(region) {
-                tables = tables.saturating_add(host.table.tables_needed(machine, identity(piece.pfns)));
+                tables = tables.saturating_add(host.table.tables_needed(machine, piece.pfns.identity()));
             }
             Ok(())
         })?;
@@ -339,12 +348,15 @@ impl GuestSpace {
         from: &[Entry],
         to: Entry,
     ) -> Result<u64, Error> {
+        // Check.
         self.check_span(gfns)?;
         let (gfns, _) = chunk(gfns, gfns);
         self.table.try_for_each(machine, gfns, |run| {
             if from.contains(&run.entry) { Ok(()) } else { Err(Error::GuestState(run.pages.start())) }
         })?;
+        // Reserve.
         self.reserve(machine, gfns)?;
+        // Commit.
         self.table.set(machine, gfns, &mut self.cache, |_| to);
         Ok(gfns.count())
     }
@@ -354,7 +366,7 @@ impl Host {
     /// Checks that the host's table says of a piece what the guest's does: this guest's page where the guest
     /// owns it alone, a borrowed one where the guest shares it, a lent one where the guest borrows it.
     fn check_piece<M: Machine>(&self, machine: &M, vm: VmHandle, piece: Piece) -> Result<(), Error> {
-        self.table.try_for_each(machine, identity(piece.pfns), |run| {
+        self.table.try_for_each(machine, piece.pfns.identity(), |run| {
             let offset = run.pages.start().as_u64().saturating_sub(piece.pfns.start().as_u64());
             let gfn = piece.gfns.start().checked_add(offset);
             let agrees = match (piece.sharing, run.entry) {
@@ -365,14 +377,14 @@ impl Host {
                 (Sharing::Borrowed, Entry::Page(page)) => page.sharing == Sharing::Shared,
                 _ => false,
             };
-            if agrees { Ok(()) } else { Err(Error::HostState(super::physical(run.pages.start()))) }
+            if agrees { Ok(()) } else { Err(Error::HostState(run.pages.start().identity())) }
         })
     }
 
     /// Commit: takes a piece from the host and records whose it is.
     fn annotate<M: Machine>(&mut self, machine: &M, piece: Piece, vm: VmHandle) {
         let first = Entry::Owned(Owner::Guest { vm, gfn: piece.gfns.start() });
-        self.table.set_from(machine, identity(piece.pfns), &mut self.pool, first);
+        self.table.set_from(machine, piece.pfns.identity(), &mut self.pool, first);
     }
 }
 

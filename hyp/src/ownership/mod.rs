@@ -13,7 +13,9 @@
 //! fail; access is taken away, with all TLB maintenance, before it is given (I5, I6).
 //!
 //! A transition takes `&mut` of each component that it changes; only a lock's guard gives that, so a missing
-//! lock does not compile. Order of the locks: VM table, [`Host`], [`HypSpace`], a guest, records.
+//! lock does not compile. Order of the locks: creation of VMs, [`Host`], [`HypSpace`], a guest, records.
+
+#![forbid(unsafe_code)]
 
 pub mod donate;
 pub mod guest;
@@ -117,14 +119,6 @@ fn chunk<A: Frame, B: Frame>(a: Pages<A>, b: Pages<B>) -> (Pages<A>, Pages<B>) {
     (a.truncated(count), b.truncated(count))
 }
 
-/// The pages of the host's address space that show these physical pages: the same numbers.
-fn identity(pages: Pages<Pfn>) -> Pages<Gfn> {
-    match Pages::new(pages.start().identity(), pages.count()) {
-        Some(pages) => pages,
-        None => crate::broken("a run of pages lost its end"),
-    }
-}
-
 impl Host {
     /// Checks that the host holds all pages of a chunk in one state of sharing.
     fn check<M: crate::machine::Machine>(
@@ -133,17 +127,9 @@ impl Host {
         pages: Pages<Pfn>,
         sharing: Sharing,
     ) -> Result<(), Error> {
-        self.table.try_for_each(machine, identity(pages), |run| match run.entry {
+        self.table.try_for_each(machine, pages.identity(), |run| match run.entry {
             Entry::Page(page) if page.sharing == sharing => Ok(()),
-            _ => Err(Error::HostState(physical(run.pages.start()))),
+            _ => Err(Error::HostState(run.pages.start().identity())),
         })
-    }
-}
-
-/// The physical page behind a page of the host's address space.
-fn physical(gfn: Gfn) -> Pfn {
-    match Pfn::new(gfn.as_u64()) {
-        Some(pfn) => pfn,
-        None => crate::broken("a page number left its space"),
     }
 }

@@ -1,7 +1,7 @@
 //! Reading the tables: what the host may access, who owns a page, a census, and the audit at boot.
 
 use super::guest::GuestSpace;
-use super::{Error, Host, HypSpace, Owner, identity};
+use super::{Error, Host, HypSpace, Owner};
 use crate::addr::{Frame, Gfn, Pages, Vpn};
 use crate::machine::Machine;
 use crate::memory::MemoryMap;
@@ -96,7 +96,7 @@ impl Host {
     pub fn census<M: Machine>(&self, machine: &M, memory: &MemoryMap) -> Census {
         let mut census = Census::default();
         for region in memory.regions() {
-            let _ = self.table.try_for_each(machine, identity(*region), |run| {
+            let _ = self.table.try_for_each(machine, region.identity(), |run| {
                 let counter = match run.entry {
                     Entry::Page(page) => match page.sharing {
                         Sharing::Owned => Some(&mut census.host),

@@ -6,7 +6,6 @@
 //! Sources of the rules: Linux 7.2 `__pkvm_host_share_hyp`, `hyp_pin_shared_mem`, `__pkvm_host_share_guest`
 //! and their inverses. A page is lent to one guest at a time here.
 
-use super::donate::hyp_view;
 use super::guest::GuestSpace;
 use super::{Error, Host, HypSpace, TOPUP_RESERVE, chunk};
 use crate::addr::{Gfn, Pages, Pfn};
@@ -43,11 +42,14 @@ pub fn host_with_hyp<M: Machine>(
     hyp: &mut HypSpace,
     pages: Pages<Pfn>,
 ) -> Result<u64, Error> {
+    // Check.
     memory.check(pages)?;
     let (pages, _) = chunk(pages, pages);
     host.check(machine, pages, Sharing::Owned)?;
     hyp.check_unmapped(machine, pages)?;
+    // Reserve.
     host.reserve(machine, pages)?;
+    // Commit.
     host.give(machine, pages, Sharing::SharedWithHyp);
     Ok(pages.count())
 }
@@ -63,13 +65,16 @@ pub fn host_unshare_hyp<M: Machine>(
     hyp: &mut HypSpace,
     pages: Pages<Pfn>,
 ) -> Result<u64, Error> {
+    // Check.
     memory.check(pages)?;
     let (pages, _) = chunk(pages, pages);
     host.check(machine, pages, Sharing::SharedWithHyp)?;
     if let Some((page, _)) = hyp.pins.pages.iter().find(|(page, _)| pages.contains(*page)) {
         return Err(Error::Pinned(*page));
     }
+    // Reserve.
     host.reserve(machine, pages)?;
+    // Commit.
     host.give(machine, pages, Sharing::Owned);
     Ok(pages.count())
 }
@@ -86,15 +91,18 @@ pub fn pin<M: Machine>(
     page: Pfn,
 ) -> Result<(), Error> {
     let pages = Pages::one(page);
+    // Check.
     memory.check(pages)?;
     host.check(machine, pages, Sharing::SharedWithHyp)?;
     if let Some((_, count)) = hyp.pins.pages.iter_mut().find(|(pinned, _)| *pinned == page) {
         *count = count.checked_add(1).ok_or(Error::TooManyPins)?;
         return Ok(());
     }
-    let tables = hyp.table.tables_needed(machine, hyp_view(pages));
+    // Reserve.
+    let tables = hyp.table.tables_needed(machine, pages.identity_va());
     host.pool.check(Pool::Tables, tables, TOPUP_RESERVE)?;
     hyp.pins.pages.try_push((page, 1)).map_err(|_| Error::TooManyPins)?;
+    // Commit.
     hyp.map(machine, host, pages);
     Ok(())
 }
@@ -131,13 +139,16 @@ pub fn host_with_guest<M: Machine>(
     gfns: Pages<Gfn>,
     permissions: Permissions,
 ) -> Result<u64, Error> {
+    // Check.
     memory.check(pfns)?;
     guest.check_span(gfns)?;
     let (pfns, gfns) = chunk(pfns, gfns);
     host.check(machine, pfns, Sharing::Owned)?;
     guest.check_empty(machine, gfns)?;
+    // Reserve.
     host.reserve(machine, pfns)?;
     guest.reserve(machine, gfns)?;
+    // Commit.
     host.give(machine, pfns, Sharing::Shared);
     machine.invalidate_icache();
     guest.give(machine, gfns, pfns, Sharing::Borrowed, permissions);
@@ -155,6 +166,7 @@ pub fn host_unshare_guest<M: Machine>(
     guest: &mut GuestSpace,
     gfns: Pages<Gfn>,
 ) -> Result<u64, Error> {
+    // Check and reserve.
     guest.check_span(gfns)?;
     let (gfns, _) = chunk(gfns, gfns);
     let gfns = guest.before_gap(machine, gfns).map_err(|gap| gap.error(gfns.start()))?;

@@ -8,6 +8,8 @@
 //! break-before-make, in [`Table::set`] and nowhere else; when `set` returns, no TLB grants more than the
 //! table does (I6). A table belongs to whoever holds its lock, whose guard gives `&mut`.
 
+#![forbid(unsafe_code)]
+
 pub mod hyp_stage1;
 pub mod stage2;
 

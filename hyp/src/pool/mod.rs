@@ -1,5 +1,5 @@
 //! Pages and records that the hypervisor owns: [`PagePool`] for translation tables, [`records`] for VMs and
-//! vCPUs. Both fail instead of growing; the host is told how many pages are lacking (architecture 3.4).
+//! vCPUs. Both fail instead of growing; the host is told how many pages are lacking (docs/memory-ownership.md, Pools, and who pays).
 
 pub mod records;
 

@@ -4,6 +4,8 @@
 //! [`Record`]s. The rule that makes it sound: memory enters the heap once, in [`Records::add`], for ever; a
 //! record is the only pointer to its block until [`Records::free`] takes it back.
 
+#![expect(unsafe_code, reason = "raw heap memory becomes typed records here")]
+
 use super::Lacking;
 use crate::addr::PAGE_SIZE;
 use abi::page::Pool;

@@ -8,11 +8,14 @@
 //! | [`guest_call`] | the calls of a guest |
 //! | [`power`] | a guest's PSCI |
 //! | [`sysreg`] | trapped system registers |
+//! | [`inject`] | exceptions that EL2 delivers to a guest |
 //! | [`mmio`] | accesses to devices |
 //!
 //! A handle is a slot and the slot's generation, which never repeats (I9). The lock of a slot guards
-//! everything about its VM, except the record of a vCPU that some CPU has claimed: that CPU owns it. The
-//! table's own lock is taken first, and only to create a VM.
+//! everything about its VM, except the record of a vCPU that some CPU has claimed: that CPU owns it.
+//! `Vms::creation` is taken before any other lock, and only to create a VM.
+
+#![forbid(unsafe_code)]
 
 pub mod context;
 pub mod guest_call;
@@ -120,8 +123,8 @@ impl Vm {
 
     /// Whether it may get table pages: until its end has begun to take the tables apart. A dying VM may need
     /// some, to give back one page of a block.
-    pub(crate) fn check_growable(&self) -> Result<(), Error> {
-        if self.flushed { Err(Error::Permission) } else { Ok(()) }
+    pub(crate) fn is_growable(&self) -> bool {
+        !self.flushed
     }
 
     /// Adds a vCPU. They are made in the order of their indices.
@@ -235,7 +238,7 @@ impl From<Error> for VcpuError {
 }
 
 /// VMID of a VM.
-fn vmid(handle: VmHandle) -> u16 {
+pub(crate) fn vmid(handle: VmHandle) -> u16 {
     u16::from(handle.slot()).saturating_add(1)
 }
 
