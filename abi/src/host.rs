@@ -41,7 +41,7 @@ pub struct CallInfo {
     pub test_only: bool,
 }
 
-/// Every host call with its registers: the source of `docs/hypercalls.md` and of the JSON description.
+/// Every host call with its registers; `docs/hypercalls.md` has the same table.
 pub const CALLS: &[CallInfo] = &[
     info(0x00, "VERSION", &[], &["version", "features", "max_vms", "max_vcpus", "ipa_bits"], false),
     info(0x01, "POOL_TOPUP", &["pool", "pfn", "pages"], &["done"], false),
@@ -105,7 +105,8 @@ const fn info(
 }
 
 /// A register of a non-protected vCPU, as `VCPU_GET_REG` and `VCPU_SET_REG` name it: 0 to 30 are x0 to x30,
-/// then as below.
+/// then as below. From 64 on they are the system registers of EL1 and EL0. Numbers are never reused.
+#[expect(missing_docs, reason = "the system registers are the architecture's, by their names")]
 pub mod register {
     /// Program counter.
     pub const PC: u64 = 31;
@@ -115,10 +116,30 @@ pub mod register {
     pub const SP_EL0: u64 = 33;
     /// Stack pointer of EL1.
     pub const SP_EL1: u64 = 34;
-    /// First of the EL1 system registers, in this order: SCTLR, CPACR, TTBR0, TTBR1, TCR, ESR, AFSR0, AFSR1,
-    /// FAR, MAIR, VBAR, CONTEXTIDR, TPIDR_EL0, TPIDRRO_EL0, TPIDR_EL1, AMAIR, CNTKCTL, PAR, ELR, SPSR, CSSELR,
-    /// CNTV_CTL_EL0, CNTV_CVAL_EL0.
-    pub const SYSTEM: u64 = 64;
+
+    pub const SCTLR_EL1: u64 = 64;
+    pub const CPACR_EL1: u64 = 65;
+    pub const TTBR0_EL1: u64 = 66;
+    pub const TTBR1_EL1: u64 = 67;
+    pub const TCR_EL1: u64 = 68;
+    pub const ESR_EL1: u64 = 69;
+    pub const AFSR0_EL1: u64 = 70;
+    pub const AFSR1_EL1: u64 = 71;
+    pub const FAR_EL1: u64 = 72;
+    pub const MAIR_EL1: u64 = 73;
+    pub const VBAR_EL1: u64 = 74;
+    pub const CONTEXTIDR_EL1: u64 = 75;
+    pub const TPIDR_EL0: u64 = 76;
+    pub const TPIDRRO_EL0: u64 = 77;
+    pub const TPIDR_EL1: u64 = 78;
+    pub const AMAIR_EL1: u64 = 79;
+    pub const CNTKCTL_EL1: u64 = 80;
+    pub const PAR_EL1: u64 = 81;
+    pub const ELR_EL1: u64 = 82;
+    pub const SPSR_EL1: u64 = 83;
+    pub const CSSELR_EL1: u64 = 84;
+    pub const CNTV_CTL_EL0: u64 = 85;
+    pub const CNTV_CVAL_EL0: u64 = 86;
 }
 
 /// A call of the host, decoded. The numbers in it are allegations: page numbers and counts are checked
@@ -414,9 +435,9 @@ impl HostResult {
         Self { outcome: Ok(()), values }
     }
 
-    /// A refusal that has done `pages` pages before.
-    pub fn refused(error: Error, pages: u64) -> Self {
-        Self { outcome: Err(error), ..Self::ok(&[pages]) }
+    /// A refusal, which has done nothing.
+    pub fn refused(error: Error) -> Self {
+        Self { outcome: Err(error), ..Self::ok(&[]) }
     }
 
     /// Refused for lack of pages: `pages` of them to `pool` will do.
@@ -448,6 +469,12 @@ impl HostResult {
     /// State of the page, from the result of [`HostCall::QueryPage`].
     pub fn host_state(&self) -> Option<HostState> {
         HostState::from_word(self.values[0])
+    }
+}
+
+impl From<Error> for HostResult {
+    fn from(error: Error) -> Self {
+        Self::refused(error)
     }
 }
 
@@ -508,7 +535,7 @@ mod tests {
 
     #[test]
     fn a_result_survives_its_registers() {
-        let result = HostResult::refused(Error::Busy, 7);
+        let result = HostResult::lacking(Pool::Vm, 8);
         let mut words = [0; RESULT_WORDS];
         words[1..].copy_from_slice(&result.to_words());
         assert_eq!(HostResult::from_words(&words), Some(result));

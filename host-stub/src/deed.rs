@@ -13,7 +13,8 @@ use crate::machine::OddCall;
 use crate::mm::{Holder, PAGE, Pfn, is_aligned};
 use crate::process::Process;
 
-/// Requests: `_IOWR('D', n, u64[words])`.
+/// Requests: `_IOWR('D', n, u64[words])`. The programs have their own copy
+/// (`host-stub/programs/src/uapi.rs`): these are the two sides of an interface.
 pub mod request {
     const fn request(number: u32, words: u32) -> u32 {
         3 << 30 | (words * 8) << 16 | 0x44 << 8 | number

@@ -200,7 +200,7 @@ impl FakeMachine {
                     return result;
                 }
                 if host_state(&state.states, pfn) != HostState::Owned {
-                    return HostResult::refused(abi::Error::Permission, 0);
+                    return HostResult::refused(abi::Error::Permission);
                 }
                 state.events.push(Event::Donate { pfn, gfn });
                 state.states.insert(pfn, HostState::NoPage);
@@ -216,7 +216,7 @@ impl FakeMachine {
             HostCall::UnshareGuest { gfn, .. } => {
                 state.events.push(Event::Unshare { gfn });
                 let Some(pfn) = state.guest.remove(&gfn) else {
-                    return HostResult::refused(abi::Error::NoEntry, 0);
+                    return HostResult::refused(abi::Error::NoEntry);
                 };
                 state.states.insert(pfn, HostState::Owned);
                 HostResult::ok(&[1])
@@ -232,17 +232,17 @@ impl FakeMachine {
                 state.events.push(Event::Run(value));
                 match state.exits.pop_front() {
                     Some(exit) => HostResult::ok(&exit.to_words()),
-                    None => HostResult::refused(abi::Error::Again, 0),
+                    None => HostResult::refused(abi::Error::Again),
                 }
             }
             HostCall::ReclaimGuest { gfn, .. } => match state.guest.get(&gfn).copied() {
-                _ if state.refuse_reclaim => HostResult::refused(abi::Error::Permission, 0),
+                _ if state.refuse_reclaim => HostResult::refused(abi::Error::Permission),
                 Some(pfn) => {
                     state.guest.remove(&gfn);
                     state.states.insert(pfn, HostState::Owned);
                     HostResult::ok(&[1])
                 }
-                None => HostResult::refused(abi::Error::NoEntry, 0),
+                None => HostResult::refused(abi::Error::NoEntry),
             },
             HostCall::VmTeardownFinish { .. } => {
                 for pfn in core::mem::take(&mut state.pool_pages) {

@@ -110,7 +110,8 @@ pub fn take(at: Interrupted, syndrome: u64, features: StateFeatures) -> Taken {
 }
 
 /// Takes the synchronous external abort that answers an access to a page that is not the host's: origin,
-/// direction and address as the access had them, S1PTW as EL2's mark (architecture section 3.3).
+/// direction and address as the access had them, S1PTW as EL2's mark
+/// (docs/memory-ownership.md, What the host sees of an illegal access).
 pub fn take_external_abort(at: Interrupted, esr_el2: u64, features: StateFeatures) -> Taken {
     let data = matches!(esr_el2 >> EC_SHIFT & 0x3f, EC_DATA_ABORT_LOWER | EC_DATA_ABORT_SAME);
     let class = match (data, at.from_el0()) {

@@ -4,6 +4,7 @@
 //! order and nothing while a guest runs.
 
 use crate::addr::{Gfn, Pages, Pfn, Vpn};
+use crate::boot::tree::{MAX_RAM, MAX_RESERVED, MAX_WITHHELD};
 use crate::machine::{Machine, Stage2Id, Tree};
 use crate::memory::{MemoryMap, TooManyRegions};
 use crate::ownership::query::{AbortAnswer, AuditError, Census};
@@ -23,6 +24,9 @@ use spin::Mutex;
 /// VMID of the host.
 const HOST_VMID: u16 = 0;
 
+/// Parts of EL2's own map.
+pub const MAX_MAPPINGS: usize = 16;
+
 /// A part of EL2's own map.
 #[derive(Clone, Copy, Debug)]
 pub struct Mapping {
@@ -38,20 +42,20 @@ pub struct Mapping {
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// All RAM, as the device tree has it.
-    pub ram: ArrayVec<Pages<Pfn>, 16>,
+    pub ram: ArrayVec<Pages<Pfn>, MAX_RAM>,
     /// Parts of RAM that are nobody's to give: firmware memory, no-map ranges. The host sees them as it sees
     /// devices.
-    pub no_map: ArrayVec<Pages<Pfn>, 16>,
+    pub no_map: ArrayVec<Pages<Pfn>, MAX_RESERVED>,
     /// The hypervisor's image with all its memory.
     pub hyp: Pages<Pfn>,
     /// Devices that nobody may reach.
-    pub withheld: ArrayVec<Pages<Pfn>, 8>,
+    pub withheld: ArrayVec<Pages<Pfn>, MAX_WITHHELD>,
     /// Width of the host's addresses, 32 to 40.
     pub ipa_bits: u32,
     /// FEAT_S2FWB is there and HCR_EL2.FWB will be set.
     pub force_write_back: bool,
     /// EL2's own map.
-    pub hyp_map: ArrayVec<Mapping, 16>,
+    pub hyp_map: ArrayVec<Mapping, MAX_MAPPINGS>,
     /// Pages for tables, within `hyp`.
     pub pool: Pages<Pfn>,
     /// Pages for records, within `hyp`.

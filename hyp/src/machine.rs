@@ -54,7 +54,8 @@ pub trait Machine {
     fn publish(&self);
 
     /// Drops every translation of these pages under this VMID, stage-2 and combined, on all CPUs, and waits
-    /// until accesses that used them are done (Arm ARM D8.17; architecture section 3.7 has the sequence).
+    /// until accesses that used them are done (Arm ARM D8.17; the sequence: docs/memory-ownership.md, TLB and
+    /// cache rules).
     fn invalidate_stage2(&self, id: Stage2Id, pages: Pages<Gfn>);
 
     /// Drops every translation under this VMID on all CPUs, for the last time: the tree will not be loaded

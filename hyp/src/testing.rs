@@ -5,7 +5,7 @@
 //! snapshot of who owns and who reaches every page.
 
 use crate::addr::{Gfn, Pages, Pfn, PhysAddr, Vpn};
-use crate::hypervisor::{Hypervisor, Mapping, Setup};
+use crate::hypervisor::{Hypervisor, MAX_MAPPINGS, Mapping, Setup};
 use crate::machine::{Machine, Stage2Id, Tree};
 use crate::ownership::query::Census;
 use crate::pgtable::hyp_stage1::Rights;
@@ -192,7 +192,7 @@ pub fn setup(machine: &TestMachine, pool: u64) -> Setup {
     let data = machine.ram(start.saturating_add(8), HYP_PAGES.saturating_sub(8));
     let map = [(text, Rights::ReadExecute), (data, Rights::ReadWrite)];
     let device = Pages::<Pfn>::from_raw(0x9000, 1);
-    let mut hyp_map: ArrayVec<Mapping, 16> = map
+    let mut hyp_map: ArrayVec<Mapping, MAX_MAPPINGS> = map
         .into_iter()
         .map(|(pages, rights)| Mapping { va: pages.start().identity_va(), pages, rights })
         .collect();

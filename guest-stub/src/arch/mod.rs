@@ -69,12 +69,6 @@ unsafe extern "C" {
 
 unsafe extern "C" {
     static deed_guest_secondary: u8;
-    static deed_guest_image_end: u8;
-}
-
-/// First address after the image and its zero-initialised part.
-pub fn image_end() -> u64 {
-    &raw const deed_guest_image_end as u64
 }
 
 /// Entry of the Rust part on the boot vCPU.

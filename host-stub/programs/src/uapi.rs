@@ -2,6 +2,9 @@
 //!
 //! From Linux's `include/uapi` for arm64: `asm-generic/unistd.h`, `linux/kvm.h`, `asm/kvm.h`,
 //! `asm-generic/signal.h`.
+//!
+//! The host has its own copies (`host-stub/src/kvm`, `host-stub/src/deed.rs`): these are the two sides of an
+//! interface, and neither is made from the other.
 
 /// System call numbers.
 #[expect(missing_docs, reason = "Linux's own names")]
@@ -110,9 +113,7 @@ pub mod kvm_run {
     pub const MMIO_LEN: usize = 48;
     pub const MMIO_IS_WRITE: usize = 52;
     pub const SYSTEM_EVENT_TYPE: usize = 32;
-    pub const MEMORY_FAULT_FLAGS: usize = 32;
     pub const MEMORY_FAULT_GPA: usize = 40;
-    pub const MEMORY_FAULT_SIZE: usize = 48;
     pub const HYPERCALL_NR: usize = 32;
     pub const SIZE: usize = 4096;
 }

@@ -33,37 +33,36 @@ pub fn register_of_id(id: u64) -> Result<u64, Errno> {
     let encoding = id.checked_sub(SYSTEM).filter(|encoding| *encoding <= 0xffff).ok_or(Errno::ENOENT)?;
     SYSTEM_REGISTERS
         .iter()
-        .position(|known| *known == encoding)
-        .map(|place| register::SYSTEM.saturating_add(place as u64))
+        .find(|(known, _)| *known == encoding)
+        .map(|(_, number)| *number)
         .ok_or(Errno::ENOENT)
 }
 
-/// Encodings (op0, op1, CRn, CRm, op2) of the system registers, in the order of Deed's numbers behind
-/// [`register::SYSTEM`].
-const SYSTEM_REGISTERS: [u64; 23] = [
-    0xc080, // SCTLR_EL1
-    0xc082, // CPACR_EL1
-    0xc100, // TTBR0_EL1
-    0xc101, // TTBR1_EL1
-    0xc102, // TCR_EL1
-    0xc290, // ESR_EL1
-    0xc288, // AFSR0_EL1
-    0xc289, // AFSR1_EL1
-    0xc300, // FAR_EL1
-    0xc510, // MAIR_EL1
-    0xc600, // VBAR_EL1
-    0xc681, // CONTEXTIDR_EL1
-    0xde82, // TPIDR_EL0
-    0xde83, // TPIDRRO_EL0
-    0xc684, // TPIDR_EL1
-    0xc518, // AMAIR_EL1
-    0xc708, // CNTKCTL_EL1
-    0xc3a0, // PAR_EL1
-    0xc201, // ELR_EL1
-    0xc200, // SPSR_EL1
-    0xd000, // CSSELR_EL1
-    0xdf19, // CNTV_CTL_EL0
-    0xdf1a, // CNTV_CVAL_EL0
+/// Encodings (op0, op1, CRn, CRm, op2) of the system registers, and Deed's numbers of them.
+const SYSTEM_REGISTERS: [(u64, u64); 23] = [
+    (0xc080, register::SCTLR_EL1),
+    (0xc082, register::CPACR_EL1),
+    (0xc100, register::TTBR0_EL1),
+    (0xc101, register::TTBR1_EL1),
+    (0xc102, register::TCR_EL1),
+    (0xc290, register::ESR_EL1),
+    (0xc288, register::AFSR0_EL1),
+    (0xc289, register::AFSR1_EL1),
+    (0xc300, register::FAR_EL1),
+    (0xc510, register::MAIR_EL1),
+    (0xc600, register::VBAR_EL1),
+    (0xc681, register::CONTEXTIDR_EL1),
+    (0xde82, register::TPIDR_EL0),
+    (0xde83, register::TPIDRRO_EL0),
+    (0xc684, register::TPIDR_EL1),
+    (0xc518, register::AMAIR_EL1),
+    (0xc708, register::CNTKCTL_EL1),
+    (0xc3a0, register::PAR_EL1),
+    (0xc201, register::ELR_EL1),
+    (0xc200, register::SPSR_EL1),
+    (0xd000, register::CSSELR_EL1),
+    (0xdf19, register::CNTV_CTL_EL0),
+    (0xdf02, register::CNTV_CVAL_EL0),
 ];
 
 /// Reads a register.
@@ -155,6 +154,7 @@ mod tests {
         assert_eq!(register_of_id(CORE + 68), Ok(register::SP_EL1));
         assert_eq!(register_of_id(CORE + 1), Err(Errno::ENOENT));
         assert_eq!(register_of_id(0), Err(Errno::ENOENT));
-        assert_eq!(register_of_id(SYSTEM | 0xc080), Ok(register::SYSTEM));
+        assert_eq!(register_of_id(SYSTEM | 0xc080), Ok(register::SCTLR_EL1));
+        assert_eq!(register_of_id(SYSTEM | 0xdf19), Ok(register::CNTV_CTL_EL0));
     }
 }

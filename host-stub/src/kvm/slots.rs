@@ -2,6 +2,9 @@
 //!
 //! The checks stand in Linux's order (`kvm_set_memory_region`, `kvm_gmem_bind`), numbered M1 to M19: a request
 //! with several faults gets the error of the first. M18 is about MTE, which no VM here has.
+//!
+//! The programs have their own copy of the structure and its flags (`host-stub/programs/src/uapi.rs`): these
+//! are the two sides of an interface.
 
 use alloc::collections::BTreeMap;
 use alloc::rc::{Rc, Weak};

@@ -186,6 +186,7 @@ impl AddressSpace {
     }
 
     /// Whether a page of content is mapped anywhere here.
+    #[cfg(test)]
     pub fn maps_content(&self, host: &Host, inode: &Rc<Inode>, page: u64) -> bool {
         self.regions
             .iter()

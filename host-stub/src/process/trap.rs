@@ -1,4 +1,4 @@
-//! What an exception from EL0 means (Arm ARM, ESR_ELx, section D24.2.37).
+//! What an exception from EL0 means (Arm ARM, ESR_EL1).
 
 use super::context::UserContext;
 use crate::mm::space::Access;

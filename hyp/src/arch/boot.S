@@ -32,7 +32,7 @@ primary_entry:
     tst     x20, #IMAGE_ALIGNMENT - 1
     b.ne    park                            // ADRP below counts on it, as does the header's promise.
 
-    // E2H first: it changes what other registers mean (Arm ARM D19.2.48). The host is AArch64.
+    // E2H first: it changes what other registers mean (Arm ARM, HCR_EL2). The host is AArch64.
     mov     x1, #HCR_RW
     msr     hcr_el2, x1
     isb

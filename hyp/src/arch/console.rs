@@ -1,7 +1,7 @@
 //! The console: a PL011 behind `log`. One lock; a line is written whole.
 //!
-//! The host uses the same UART after it has started, and sets it up as it likes: EL2 only ever waits for room
-//! in the transmit queue and writes bytes.
+//! The host uses the same UART after it has started, and sets it up as it likes: EL2 only writes bytes, each
+//! after a bounded wait for room in the transmit queue.
 
 use core::fmt::{self, Write};
 use log::{Level, LevelFilter, Log, Metadata, Record};

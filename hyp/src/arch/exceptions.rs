@@ -192,7 +192,7 @@ enum Fault {
 }
 
 /// Finds the page of an abort. HPFAR_EL2 holds it for translation, access flag and address size faults, and
-/// for permission faults on a stage-1 table walk (Arm ARM, D19.2.59); otherwise the address is translated.
+/// for permission faults on a stage-1 table walk (Arm ARM, HPFAR_EL2); otherwise the address is translated.
 fn faulting_page(esr: u64) -> Fault {
     const FAULT_TYPE: u64 = 0x3c;
     const PERMISSION: u64 = 0b00_1100;

@@ -1,4 +1,4 @@
-//! What this CPU has, read once from its identification registers.
+//! What this CPU has, read from its identification registers.
 
 use super::registers::{ID_AA64ISAR2_EL1, ID_AA64MMFR3_EL1};
 use crate::exception::StateFeatures;
@@ -7,7 +7,7 @@ use aarch64_cpu::registers::{
     ID_AA64PFR1_EL1, Readable,
 };
 
-/// Features that decide how the host is set up.
+/// Features that decide how the host is set up and what is switched.
 #[derive(Clone, Copy, Debug)]
 pub struct Features {
     /// Encoded width of a physical address (ID_AA64MMFR0_EL1.PARange).
@@ -30,6 +30,10 @@ pub struct Features {
     pub hcx: bool,
     /// FEAT_FGT.
     pub fgt: bool,
+    /// FEAT_FGT2.
+    pub fgt2: bool,
+    /// FEAT_RAS.
+    pub ras: bool,
     /// FEAT_MPAM.
     pub mpam: bool,
     /// FEAT_MOPS.
@@ -52,7 +56,7 @@ fn field(register: u64, shift: u32) -> u64 {
 }
 
 impl Features {
-    /// Reads the registers of this CPU (Arm ARM, D19.2).
+    /// Reads the registers of this CPU (Arm ARM, ID_AA64PFR0_EL1 and its like).
     pub fn probe() -> Self {
         let pfr0 = ID_AA64PFR0_EL1.get();
         let pfr1 = ID_AA64PFR1_EL1.get();
@@ -76,6 +80,8 @@ impl Features {
             pmu: pmu != 0 && pmu != 0xf,
             hcx: field(mmfr1, 40) != 0,
             fgt: field(mmfr0, 56) != 0,
+            fgt2: field(mmfr0, 56) >= 2,
+            ras: field(pfr0, 28) != 0,
             mpam: field(pfr0, 40) != 0 || field(pfr1, 16) != 0,
             mops: field(isar2, 16) != 0,
             tcr2: field(mmfr3, 0) != 0,

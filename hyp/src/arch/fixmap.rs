@@ -1,5 +1,5 @@
 //! The only way in which EL2 reaches a page that is not its own: a slot for each CPU, mapped for one operation
-//! and unmapped with a broadcast TLBI at once (architecture 3.2).
+//! and unmapped with a broadcast TLBI at once (docs/memory-ownership.md, TLB and cache rules).
 //!
 //! The slots have tables of their own, linked into the root of EL2's tables at boot. Slot n is CPU n's, and
 //! EL2 runs with interrupts masked, so no lock is needed.

@@ -4,7 +4,7 @@
 use super::features::Features;
 use super::instructions as i;
 use super::registers::*;
-use super::traps::{HOST_CNTHCTL, HOST_CPTR, HOST_ICC_SRE, hcr};
+use super::traps::{HOST_CNTHCTL, HOST_CPTR, HOST_ICC_SRE, PMCR_N_SHIFT, hcr, hcrx, hfg, mdcr};
 use crate::machine::Stage2Id;
 use crate::vm::context::{SCTLR_RESET, pstate};
 use aarch64_cpu::registers::{
@@ -40,6 +40,9 @@ pub fn hcr(features: &Features) -> u64 {
         | when(features.mte, hcr::TID5)
 }
 
+/// ICH_VTR_EL2.ListRegs: the number of the last list register.
+const ICH_VTR_LIST_REGS: u64 = 0x1f;
+
 /// Sets up this CPU for the host, stage 2 included. The host does not run yet.
 pub fn prepare(features: &Features, stage2: Stage2Id, ipa_bits: u32) {
     HCR_EL2.set(hcr(features));
@@ -51,7 +54,7 @@ pub fn prepare(features: &Features, stage2: Stage2Id, ipa_bits: u32) {
     HSTR_EL2.set(0);
     // All counters are the host's; everything else of MDCR_EL2 is 0: the host's debug registers do not trap,
     // profiling and trace buffers do.
-    MDCR_EL2.set(if features.pmu { PMCR_EL0.get() >> 11 & 0x1f } else { 0 });
+    MDCR_EL2.set(if features.pmu { PMCR_EL0.get() >> PMCR_N_SHIFT & mdcr::HPMN } else { 0 });
     VPIDR_EL2.set(MIDR_EL1.get());
     VMPIDR_EL2.set(MPIDR_EL1.get());
 
@@ -67,7 +70,7 @@ pub fn prepare(features: &Features, stage2: Stage2Id, ipa_bits: u32) {
         i::isb();
         ICH_HCR_EL2.set(0);
         ICH_VMCR_EL2.set(0);
-        for number in 0..=ICH_VTR_EL2.get() & 0x1f {
+        for number in 0..=ICH_VTR_EL2.get() & ICH_VTR_LIST_REGS {
             write_list_register(number, 0);
         }
     }
@@ -85,14 +88,14 @@ pub fn prepare(features: &Features, stage2: Stage2Id, ipa_bits: u32) {
 /// there and that Deed does not hide.
 fn prepare_fine_grained(features: &Features) {
     if features.hcx {
-        let mops = if features.mops { 1 << 11 } else { 0 };
-        let tcr2 = if features.tcr2 { 1 << 14 } else { 0 };
-        let sctlr2 = if features.sctlr2 { 1 << 15 } else { 0 };
+        let mops = if features.mops { hcrx::MSCEN } else { 0 };
+        let tcr2 = if features.tcr2 { hcrx::TCR2EN } else { 0 };
+        let sctlr2 = if features.sctlr2 { hcrx::SCTLR2EN } else { 0 };
         HCRX_EL2.set(mops | tcr2 | sctlr2);
     }
     if features.fgt {
-        let s1pie = if features.s1pie { 0b11 << 57 } else { 0 };
-        let s1poe = if features.s1poe { 0b11 << 59 } else { 0 };
+        let s1pie = if features.s1pie { hfg::N_PIRE0 | hfg::N_PIR } else { 0 };
+        let s1poe = if features.s1poe { hfg::N_POR_EL0 | hfg::N_POR_EL1 } else { 0 };
         HFGRTR_EL2.set(s1pie | s1poe);
         HFGWTR_EL2.set(s1pie | s1poe);
         HFGITR_EL2.set(0);

@@ -27,7 +27,7 @@ macro_rules! read_any {
             $($(($m, $o) => {
                 let value: u64;
                 // SAFETY: identification registers are read-only and, at EL2, all encodings of this space
-                // can be read: unallocated ones as zero (Arm ARM, D19.1.2).
+                // can be read: unallocated ones as zero (Arm ARM, identification registers).
                 unsafe {
                     core::arch::asm!(
                         concat!("mrs {}, S3_0_C0_C", $m, "_", $o), out(reg) value, options(nomem, nostack)

@@ -10,7 +10,7 @@ const DEVICE_NGNRE: u64 = 0x04;
 /// MAIR_EL2: the attributes that the descriptors name by index.
 pub const MAIR: u64 = NORMAL_WRITE_BACK << (8 * MAIR_NORMAL) | DEVICE_NGNRE << (8 * MAIR_DEVICE);
 
-/// Bits of SCTLR_EL2 that are 1 in Armv8.0 (Arm ARM, D19.2.118).
+/// Bits of SCTLR_EL2 that are 1 in Armv8.0 (Arm ARM, SCTLR_EL2).
 const SCTLR_RES1: u64 = 1 << 4 | 1 << 5 | 1 << 11 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 28 | 1 << 29;
 /// MMU on.
 pub const SCTLR_M: u64 = 1 << 0;

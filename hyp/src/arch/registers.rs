@@ -74,8 +74,6 @@ system_registers! {
     hdfgrtr_el2 HDFGRTR_EL2 "S3_4_C3_C1_4";
     /// Fine-grained traps of debug register writes (FEAT_FGT).
     hdfgwtr_el2 HDFGWTR_EL2 "S3_4_C3_C1_5";
-    /// Fine-grained traps of activity monitors (FEAT_FGT with FEAT_AMUv1).
-    hafgrtr_el2 HAFGRTR_EL2 "S3_4_C3_C1_6";
     /// Memory partitioning of EL2 and traps of it (FEAT_MPAM).
     mpam2_el2 MPAM2_EL2 "S3_4_C10_C5_0";
     /// Second thread pointer of EL0 (FEAT_SME); EL1 reaches it where there are no fine-grained traps.
@@ -108,8 +106,6 @@ system_registers! {
     hdfgrtr2_el2 HDFGRTR2_EL2 "S3_4_C3_C1_0";
     /// More fine-grained traps of debug register writes (FEAT_FGT2).
     hdfgwtr2_el2 HDFGWTR2_EL2 "S3_4_C3_C1_1";
-    /// Compare value of EL1's physical timer.
-    cntp_cval_el0 CNTP_CVAL_EL0 "cntp_cval_el0";
 }
 
 macro_rules! numbered {

@@ -1,5 +1,5 @@
 //! The trap registers of EL2 while a guest runs. EL2 alone computes them: nothing here depends on what a host
-//! or a guest wrote (architecture section 4).
+//! or a guest wrote (docs/architecture.md, Running a vCPU).
 //!
 //! Together with the fields of [`El1`](crate::vm::context::El1) they uphold I10. What each trap hides:
 //!
@@ -16,7 +16,7 @@
 //! | TCR2, SCTLR2, PIE, POE, MOPS, LS64, GCS | HCRX = 0, and the fine-grained traps of negative polarity |
 //! | MPAM | MPAM2 |
 
-/// HCR_EL2 (Arm ARM D24.2.51).
+/// Bits of HCR_EL2, by their names in the Arm ARM.
 pub mod hcr {
     /// Stage 2 is on.
     pub const VM: u64 = 1 << 0;
@@ -70,6 +70,100 @@ pub mod hcr {
     pub const TID5: u64 = 1 << 58;
 }
 
+/// Bits of CPTR_EL2 while E2H is 0.
+pub mod cptr {
+    /// Bits 13, 9 and 7 to 0.
+    pub const RES1: u64 = 0x22ff;
+    /// Traps SVE; 1 where it is absent.
+    pub const TZ: u64 = 1 << 8;
+    /// Traps SME; 1 where it is absent.
+    pub const TSM: u64 = 1 << 12;
+    /// Traps trace registers.
+    pub const TTA: u64 = 1 << 20;
+    /// Traps activity monitors.
+    pub const TAM: u64 = 1 << 30;
+}
+
+/// Bits of MDCR_EL2.
+pub mod mdcr {
+    /// How many counters are EL1's.
+    pub const HPMN: u64 = 0x1f;
+    /// Traps PMCR_EL0.
+    pub const TPMCR: u64 = 1 << 5;
+    /// Traps the performance monitors.
+    pub const TPM: u64 = 1 << 6;
+    /// Traps debug registers.
+    pub const TDA: u64 = 1 << 9;
+    /// Traps the registers of the OS lock and of power-down.
+    pub const TDOSA: u64 = 1 << 10;
+    /// Traps the registers that tell where the debug ROM is.
+    pub const TDRA: u64 = 1 << 11;
+    /// Traps statistical profiling.
+    pub const TPMS: u64 = 1 << 14;
+    /// Traps the filters of self-hosted trace.
+    pub const TTRF: u64 = 1 << 19;
+}
+
+/// Bits of HCRX_EL2 (FEAT_HCX).
+pub mod hcrx {
+    /// EL1 and EL0 have the instructions of FEAT_MOPS.
+    pub const MSCEN: u64 = 1 << 11;
+    /// EL1 has TCR2_EL1.
+    pub const TCR2EN: u64 = 1 << 14;
+    /// EL1 has SCTLR2_EL1.
+    pub const SCTLR2EN: u64 = 1 << 15;
+}
+
+/// Bits of HFGRTR_EL2 and HFGWTR_EL2 (FEAT_FGT), of negative polarity: 1 does not trap.
+pub mod hfg {
+    /// PIRE0_EL1 (FEAT_S1PIE).
+    pub const N_PIRE0: u64 = 1 << 57;
+    /// PIR_EL1 (FEAT_S1PIE).
+    pub const N_PIR: u64 = 1 << 58;
+    /// POR_EL0 (FEAT_S1POE).
+    pub const N_POR_EL0: u64 = 1 << 59;
+    /// POR_EL1 (FEAT_S1POE).
+    pub const N_POR_EL1: u64 = 1 << 60;
+}
+
+/// Bits of CNTHCTL_EL2 while E2H is 0.
+mod cnthctl {
+    /// EL1 and EL0 read the physical counter.
+    pub(super) const EL1PCTEN: u64 = 1 << 0;
+    /// EL1 and EL0 program the physical timer.
+    pub(super) const EL1PCEN: u64 = 1 << 1;
+}
+
+/// Bits of ICH_HCR_EL2.
+mod ich_hcr {
+    /// Traps registers common to both groups.
+    pub(super) const TC: u64 = 1 << 10;
+    /// Traps those of group 0.
+    pub(super) const TALL0: u64 = 1 << 11;
+    /// Traps those of group 1.
+    pub(super) const TALL1: u64 = 1 << 12;
+}
+
+/// Bits of ICC_SRE_EL2.
+mod icc_sre {
+    /// System registers.
+    pub(super) const SRE: u64 = 1 << 0;
+    /// No bypass of FIQs.
+    pub(super) const DFB: u64 = 1 << 1;
+    /// No bypass of IRQs.
+    pub(super) const DIB: u64 = 1 << 2;
+    /// ICC_SRE_EL1 does not trap.
+    pub(super) const ENABLE: u64 = 1 << 3;
+}
+
+/// Bits of MPAM2_EL2.
+mod mpam2 {
+    /// Traps MPAM1_EL1.
+    pub(super) const TRAPMPAM1EL1: u64 = 1 << 48;
+    /// Traps MPAM0_EL1.
+    pub(super) const TRAPMPAM0EL1: u64 = 1 << 49;
+}
+
 /// HCR_EL2 of every guest, without what depends on the CPU. E2H and TGE are 0.
 const GUEST_HCR: u64 = hcr::VM
     | hcr::SWIO
@@ -99,41 +193,58 @@ pub const fn guest_hcr(host: u64) -> u64 {
     GUEST_HCR | host & (hcr::FWB | hcr::API | hcr::APK)
 }
 
-/// CPTR_EL2 of a guest: RES1 bits, and traps of SVE (TZ, 8), SME (TSM, 12), trace (TTA, 20) and activity
-/// monitors (TAM, 30). FP and Advanced SIMD are switched and do not trap.
-pub const GUEST_CPTR: u64 = 0x33ff | 1 << 20 | 1 << 30;
+/// CPTR_EL2 of a guest: SVE, SME, trace and activity monitors trap. FP and Advanced SIMD are switched and do
+/// not trap.
+pub const GUEST_CPTR: u64 = cptr::RES1 | cptr::TZ | cptr::TSM | cptr::TTA | cptr::TAM;
 
 /// CPTR_EL2 of the host: the bits that are 1 where SVE and SME are absent, which are their traps (TZ, TSM)
 /// where they are there. FP, Advanced SIMD, trace and activity monitors are the host's.
-pub const HOST_CPTR: u64 = 0x33ff;
-
-/// MDCR_EL2.HPMN: how many counters are EL1's.
-const MDCR_HPMN: u64 = 0x1f;
+pub const HOST_CPTR: u64 = cptr::RES1 | cptr::TZ | cptr::TSM;
 
 /// MDCR_EL2 of a guest: TPMCR, TPM, TDA, TDOSA, TDRA, TPMS, TTRF trap; the buffers of SPE (E2PB) and TRBE
 /// (E2TB) are EL2's, that is off. TDE stays 0, so that a guest's BRK is its own. Counters stay divided as the
 /// host has them; the world switch stops them.
 pub const fn guest_mdcr(host: u64) -> u64 {
-    1 << 5 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 14 | 1 << 19 | host & MDCR_HPMN
+    mdcr::TPMCR
+        | mdcr::TPM
+        | mdcr::TDA
+        | mdcr::TDOSA
+        | mdcr::TDRA
+        | mdcr::TPMS
+        | mdcr::TTRF
+        | host & mdcr::HPMN
 }
 
 /// CNTHCTL_EL2 of a guest: it reads the physical counter (EL1PCTEN), which is the virtual one, but the
 /// physical timer is the host's and stays armed (EL1PCEN = 0).
-pub const GUEST_CNTHCTL: u64 = 1 << 0;
+pub const GUEST_CNTHCTL: u64 = cnthctl::EL1PCTEN;
 
 /// CNTHCTL_EL2 of the host: it reads the physical counter and programs the physical timer.
-pub const HOST_CNTHCTL: u64 = 0b11;
+pub const HOST_CNTHCTL: u64 = cnthctl::EL1PCTEN | cnthctl::EL1PCEN;
 
 /// ICH_HCR_EL2 of a guest: TC, TALL0 and TALL1 trap every register of the CPU interface; no virtual
 /// interrupts (En = 0).
-pub const GUEST_ICH_HCR: u64 = 1 << 10 | 1 << 11 | 1 << 12;
+pub const GUEST_ICH_HCR: u64 = ich_hcr::TC | ich_hcr::TALL0 | ich_hcr::TALL1;
 /// ICC_SRE_EL2 of a guest: system registers, no bypass; Enable = 0 traps ICC_SRE_EL1.
-pub const GUEST_ICC_SRE: u64 = 0b0111;
+pub const GUEST_ICC_SRE: u64 = icc_sre::SRE | icc_sre::DFB | icc_sre::DIB;
 /// ICC_SRE_EL2 of the host.
-pub const HOST_ICC_SRE: u64 = 0b1111;
+pub const HOST_ICC_SRE: u64 = GUEST_ICC_SRE | icc_sre::ENABLE;
 
 /// MPAM2_EL2 of a guest: TRAPMPAM0EL1 and TRAPMPAM1EL1.
-pub const GUEST_MPAM2: u64 = 1 << 48 | 1 << 49;
+pub const GUEST_MPAM2: u64 = mpam2::TRAPMPAM0EL1 | mpam2::TRAPMPAM1EL1;
 
 /// PMCR_EL0.E: the counters count.
 pub const PMCR_ENABLE: u64 = 1 << 0;
+/// PMCR_EL0.N: how many counters there are.
+pub const PMCR_N_SHIFT: u32 = 11;
+
+// The values, written out: a name with a wrong bit must not pass unseen.
+const _: () = {
+    assert!(HOST_CPTR == 0x33ff && GUEST_CPTR == 0x4010_33ff);
+    assert!(guest_mdcr(0) == 0x8_4e60 && guest_mdcr(u64::MAX) == 0x8_4e7f);
+    assert!(GUEST_CNTHCTL == 0b01 && HOST_CNTHCTL == 0b11);
+    assert!(GUEST_ICH_HCR == 0x1c00 && GUEST_ICC_SRE == 0b0111 && HOST_ICC_SRE == 0b1111);
+    assert!(GUEST_MPAM2 == 0b11 << 48);
+    assert!(hcrx::MSCEN == 1 << 11 && hcrx::TCR2EN == 1 << 14 && hcrx::SCTLR2EN == 1 << 15);
+    assert!(hfg::N_PIRE0 | hfg::N_PIR == 0b11 << 57 && hfg::N_POR_EL0 | hfg::N_POR_EL1 == 0b11 << 59);
+};

@@ -26,8 +26,8 @@ use super::traps::{self, hcr};
 use crate::machine::Stage2Id;
 use crate::vm::context::{Context, El1, Fp, HostTraps, Keys, SCTLR_RESET, Trap};
 use aarch64_cpu::registers::{
-    CNTHCTL_EL2, CPTR_EL2, ELR_EL2, ESR_EL2, FAR_EL2, HCR_EL2, ID_AA64MMFR0_EL1, ID_AA64PFR0_EL1, MDCR_EL2,
-    Readable, SCTLR_EL1, SPSR_EL2, TCR_EL1, VBAR_EL2, VTTBR_EL2, Writeable,
+    CNTHCTL_EL2, CPTR_EL2, ELR_EL2, ESR_EL2, FAR_EL2, HCR_EL2, MDCR_EL2, Readable, SCTLR_EL1, SPSR_EL2,
+    TCR_EL1, VBAR_EL2, VTTBR_EL2, Writeable,
 };
 use core::arch::global_asm;
 use core::mem::offset_of;
@@ -164,16 +164,15 @@ fn features() -> u32 {
 #[cold]
 fn probe() -> u32 {
     let features = Features::probe();
-    let field = |register: u64, shift: u32| register >> shift & 0xf;
     let bits = [
         (true, feature::PROBED),
         (features.pauth, feature::PAUTH),
         (features.pmu, feature::PMU),
         (features.gic, feature::GIC),
-        (field(ID_AA64PFR0_EL1.get(), 28) != 0, feature::RAS),
+        (features.ras, feature::RAS),
         (features.hcx, feature::HCX),
         (features.fgt, feature::FGT),
-        (field(ID_AA64MMFR0_EL1.get(), 56) >= 2, feature::FGT2),
+        (features.fgt2, feature::FGT2),
         (features.mpam, feature::MPAM),
         (features.sme, feature::SME),
     ];
@@ -387,7 +386,7 @@ fn synchronous(esr: u64) -> Trap {
 }
 
 /// Finds the addresses of an abort. HPFAR_EL2 is valid for all stage-2 faults but permission faults that are
-/// not on a stage-1 walk (Arm ARM D24.2.62): there the address is translated again.
+/// not on a stage-1 walk (Arm ARM, HPFAR_EL2): there the address is translated again.
 fn abort(esr: u64) -> Trap {
     const S1PTW: u64 = 1 << 7;
     const FAR_NOT_VALID: u64 = 1 << 10;

@@ -4,7 +4,6 @@
 //! numbers and counts become [`Pages`] or an error here, and what they name is checked by the transition,
 //! under its locks (I8).
 
-use super::refused;
 use crate::Hypervisor;
 use crate::addr::{Pages, Pfn};
 use crate::machine::Machine;
@@ -30,7 +29,7 @@ impl<M: Machine> Hypervisor<M> {
         match HostCall::decode(words) {
             Ok(call) => self.serve_host(cpu, call),
             Err(DecodeError::UnknownFunction) => HostReply::NotSupported,
-            Err(DecodeError::BadArgument(error)) => HostReply::Done(refused(error)),
+            Err(DecodeError::BadArgument(error)) => HostReply::Done(HostResult::refused(error)),
         }
     }
 
@@ -95,7 +94,7 @@ impl<M: Machine> Hypervisor<M> {
     /// May the host access this page? One look under the host's lock.
     fn query_page(&self, pfn: u64) -> HostResult {
         let Some(page) = Pfn::new(pfn) else {
-            return refused(Error::Invalid);
+            return HostResult::refused(Error::Invalid);
         };
         let entry = self.host.lock().table.entry(&self.machine, page.identity());
         HostResult::ok(&[host_state(entry) as u64, u64::from(self.memory.contains(page))])
@@ -110,7 +109,7 @@ impl<M: Machine> Hypervisor<M> {
 
         let with_page = |pfn, f: &dyn Fn(Pfn) -> HostResult| match Pfn::new(pfn) {
             Some(page) => f(page),
-            None => refused(Error::Invalid),
+            None => HostResult::refused(Error::Invalid),
         };
         HostReply::Done(match call {
             HostCall::TestPage { pfn } => with_page(pfn, &|page| {
@@ -142,8 +141,8 @@ impl<M: Machine> Hypervisor<M> {
                     self.records.used(),
                 ])
             }
-            HostCall::TestPin { pfn } => with_page(pfn, &|page| unit(self.pin(page))),
-            HostCall::TestUnpin { pfn } => with_page(pfn, &|page| unit(self.unpin(page))),
+            HostCall::TestPin { pfn } => with_page(pfn, &|page| super::unit(self.pin(page))),
+            HostCall::TestUnpin { pfn } => with_page(pfn, &|page| super::unit(self.unpin(page))),
             _ => {
                 let read = |counter: &core::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
                 HostResult::ok(&[
@@ -163,20 +162,11 @@ impl<M: Machine> Hypervisor<M> {
     }
 }
 
-/// The result of a call that returns nothing.
-#[cfg(feature = "test-calls")]
-fn unit(result: Result<(), crate::ownership::Error>) -> HostResult {
-    match result {
-        Ok(()) => HostResult::ok(&[]),
-        Err(error) => error.into(),
-    }
-}
-
 /// Believes a range of physical pages only as far as it is one.
 fn with_pages(pfn: u64, pages: u64, then: impl FnOnce(Pages<Pfn>) -> HostResult) -> HostResult {
     match Pages::from_raw(pfn, pages) {
         Some(pages) => then(pages),
-        None => refused(Error::Invalid),
+        None => HostResult::refused(Error::Invalid),
     }
 }
 
@@ -188,7 +178,7 @@ fn with_guest_pages(
 ) -> HostResult {
     match Pages::from_raw(gfn, pages) {
         Some(pages) => then(pages),
-        None => refused(Error::Invalid),
+        None => HostResult::refused(Error::Invalid),
     }
 }
 

@@ -3,7 +3,6 @@
 //! Source of the rules: Linux 7.2 `__pkvm_init_vm` to `__pkvm_finalize_teardown_vm`; unlike there, teardown
 //! cannot end while a page still names the VM, and a handle never comes back.
 
-use super::refused;
 use crate::Hypervisor;
 use crate::addr::{Pages, Pfn};
 use crate::machine::{Machine, Tree};
@@ -24,11 +23,11 @@ impl<M: Machine> Hypervisor<M> {
     pub(crate) fn vm_create(&self, flags: VmFlags, root: u64) -> HostResult {
         let root = match root_pages(root) {
             Ok(root) => root,
-            Err(error) => return refused(error),
+            Err(error) => return HostResult::refused(error),
         };
         let creation = self.vms.creation.lock();
         let Some(handle) = self.vms.free_handle(&creation) else {
-            return refused(Error::Busy);
+            return HostResult::refused(Error::Busy);
         };
         let regime = self.guest_regime(crate::vm::vmid(handle));
         let table = Table::new(root.start(), Level::ONE, GUEST_IPA_BITS, regime);
@@ -50,11 +49,11 @@ impl<M: Machine> Hypervisor<M> {
     /// Makes a vCPU.
     pub(crate) fn vcpu_create(&self, vm: VmHandle, vcpu: u64) -> HostResult {
         let Some(result) = self.with_vm(vm, |vm| vm.add_vcpu(&self.records, vcpu)) else {
-            return refused(Error::NoEntry);
+            return HostResult::refused(Error::NoEntry);
         };
         match result {
             Ok(()) => HostResult::ok(&[]),
-            Err(VcpuError::Refused(error)) => refused(error),
+            Err(VcpuError::Refused(error)) => HostResult::refused(error),
             Err(VcpuError::Lacking(lacking)) => lacking.into(),
         }
     }
@@ -62,8 +61,8 @@ impl<M: Machine> Hypervisor<M> {
     /// Begins the end of a VM.
     pub(crate) fn vm_teardown_start(&self, vm: VmHandle) -> HostResult {
         match self.with_vm(vm, Vm::start_teardown) {
-            None => refused(Error::NoEntry),
-            Some(Err(error)) => refused(error),
+            None => HostResult::refused(Error::NoEntry),
+            Some(Err(error)) => HostResult::refused(error),
             Some(Ok(())) => HostResult::ok(&[]),
         }
     }
@@ -74,10 +73,10 @@ impl<M: Machine> Hypervisor<M> {
         let mut host = self.host.lock();
         let mut hyp = self.hyp.lock();
         let Some(mut vm) = self.vms.lock(handle) else {
-            return refused(Error::NoEntry);
+            return HostResult::refused(Error::NoEntry);
         };
         if let Err(error) = vm.prepare_end(&self.machine) {
-            return refused(error);
+            return HostResult::refused(error);
         }
         let mut done = 0u64;
         while done < PAGES_PER_CALL && vm.given > 0 {

@@ -32,7 +32,7 @@ impl From<OwnershipError> for HostResult {
             E::Poisoned(_) => Error::Poisoned,
             E::Pinned(_) | E::TooManyPins => Error::Busy,
         };
-        Self::refused(error, 0)
+        Self::refused(error)
     }
 }
 
@@ -51,7 +51,10 @@ impl From<Progress> for HostResult {
     }
 }
 
-/// A refusal of a call that is no range call.
-fn refused(error: Error) -> HostResult {
-    HostResult::refused(error, 0)
+/// The result of a call that returns nothing.
+pub(crate) fn unit(result: Result<(), impl Into<HostResult>>) -> HostResult {
+    match result {
+        Ok(()) => HostResult::ok(&[]),
+        Err(error) => error.into(),
+    }
 }

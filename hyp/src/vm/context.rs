@@ -5,7 +5,7 @@
 //! field here, and switched by `arch::world_switch`, or trapped by `arch::traps`. The layout is `repr(C)`
 //! because assembly reads it, through offsets taken with `offset_of!`.
 
-/// Syndrome values and processor states, by the names of the Arm ARM (DDI 0487, D24.2.40 and C5.2.19).
+/// Processor states, in the format of SPSR_EL2 (Arm ARM, C5.2).
 pub mod pstate {
     /// All of D, A, I and F.
     pub const DAIF: u64 = 0xf << 6;
@@ -153,7 +153,7 @@ pub struct Context {
 
 impl Context {
     /// A vCPU as it comes out of reset: EL2 decides every register, and the entry point and x0 alone are
-    /// given (architecture section 4).
+    /// given (docs/hypercalls.md, PSCI for guests).
     pub fn reset(mpidr: u64, pc: u64, x0: u64) -> Self {
         let mut context = Self { pc, ..Self::default() };
         context.set_x(0, x0);

@@ -2,7 +2,7 @@
 //!
 //! Decoding is pure; [`super::run`] serves what it yields. All that a guest must trust is answered by EL2.
 //! A closed list is handed to the host, which sees x0 to x6 of such a call and gives x0 to x3. Everything
-//! else is NOT_SUPPORTED (architecture section 4). Numbers and argument rules: [`abi::guest`].
+//! else is NOT_SUPPORTED (docs/hypercalls.md, Guest calls). Numbers and argument rules: [`abi::guest`].
 
 use crate::addr::{Gfn, Ipa, PAGE_SIZE, Pages};
 use abi::smccc::{FunctionId, INVALID_PARAMETER, NOT_SUPPORTED, SUCCESS};
@@ -118,9 +118,7 @@ const LAST_PSCI: u32 = 0x1f;
 /// Pages that one call does at most, counted from the first page of the range: up to the end of the
 /// last-level table that it lies in. So a call changes all its pages or none.
 pub fn first_chunk(pages: Pages<Gfn>) -> Pages<Gfn> {
-    const TABLE: u64 = crate::pgtable::REGION_PAGES;
-    let before = pages.start().as_u64() % TABLE;
-    pages.truncated(TABLE.saturating_sub(before))
+    pages.truncated(crate::pgtable::rest_of_region(pages.start().as_u64()))
 }
 
 /// The pages that a memory call names: x1 is a page-aligned IPA, x2 a number with 0 for 1, x3 zero.

@@ -1,4 +1,7 @@
 //! Exceptions that EL2 delivers to a guest, at the moment when its EL1 registers are in memory.
+//!
+//! The rule is [`crate::exception`]; this applies it to a [`Context`], `arch::exceptions` to the host's
+//! registers.
 
 use crate::exception::{Interrupted, StateFeatures, take_external_abort, take_undefined};
 use crate::machine::IdRegister;

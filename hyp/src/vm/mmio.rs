@@ -7,7 +7,7 @@
 use crate::addr::{Ipa, PAGE_SIZE};
 use crate::vm::context::Context;
 
-/// Fields of ESR_EL2.ISS for a data abort from a lower level (Arm ARM D24.2.40).
+/// Fields of ESR_EL2.ISS for a data abort from a lower level (Arm ARM, ESR_EL2).
 mod iss {
     pub(super) const ISV: u64 = 1 << 24;
     pub(super) const SAS_SHIFT: u32 = 22;

@@ -2,8 +2,8 @@
 //!
 //! The states live in the VM and are guarded by its lock. Together with the entry points that a guest gives
 //! in `CPU_ON` they decide where a vCPU starts: the host chooses the entry of one boot vCPU, once, and no
-//! other (architecture section 4). That a VM has been booted can be told from the states themselves, since
-//! a vCPU that was ever on never returns to [`Power::Off`].
+//! other (docs/hypercalls.md, PSCI for guests). That a VM has been booted can be told from the states
+//! themselves, since a vCPU that was ever on never returns to [`Power::Off`].
 
 use abi::psci;
 

@@ -9,6 +9,7 @@
 
 use crate::Hypervisor;
 use crate::addr::{Gfn, Pages};
+use crate::call::unit;
 use crate::machine::Machine;
 use crate::ownership::query::GuestPage;
 use crate::ownership::{self, Progress};
@@ -103,7 +104,7 @@ impl<M: Machine> Hypervisor<M> {
     pub(crate) fn vcpu_run(&self, cpu: usize, vm: VmHandle, vcpu: u64, values: [u64; 4]) -> HostResult {
         let (mut claim, entry) = match self.claim_if(vm, vcpu, |vm, index| Entry::of(vm, cpu, index)) {
             Ok(claimed) => claimed,
-            Err(error) => return HostResult::refused(error, 0),
+            Err(error) => return HostResult::refused(error),
         };
         if let Some((pc, context_id)) = entry.start {
             claim.vcpu.reset(pc, context_id);
@@ -132,7 +133,7 @@ impl<M: Machine> Hypervisor<M> {
         match result {
             Ok(Unshare::Done(pages)) => HostResult::ok(&[pages]),
             Ok(Unshare::Lacking(lacking)) => HostResult::lacking(lacking.pool, lacking.pages),
-            Err(error) => HostResult::refused(error, 0),
+            Err(error) => HostResult::refused(error),
         }
     }
 
@@ -142,7 +143,7 @@ impl<M: Machine> Hypervisor<M> {
     /// As `claim`; `Exists` if the VM has one; `Invalid` for an entry that is no instruction address.
     pub(crate) fn vcpu_set_boot(&self, vm: VmHandle, vcpu: u64, pc: u64, x0: u64) -> HostResult {
         if pc & 3 != 0 {
-            return HostResult::refused(Error::Invalid, 0);
+            return HostResult::refused(Error::Invalid);
         }
         let claimed = self.claim_if(vm, vcpu, |vm, index| {
             if !power::is_fresh(&vm.power) {
@@ -151,7 +152,7 @@ impl<M: Machine> Hypervisor<M> {
             *vm.power.get_mut(index).ok_or(Error::NoEntry)? = Power::On;
             Ok(())
         });
-        unit_result(claimed.map(|(mut claim, ())| {
+        unit(claimed.map(|(mut claim, ())| {
             claim.vcpu.set_boot(pc, x0);
             self.unclaim(claim);
         }))
@@ -164,7 +165,7 @@ impl<M: Machine> Hypervisor<M> {
     pub(crate) fn vcpu_get_reg(&self, vm: VmHandle, vcpu: u64, register: u64) -> HostResult {
         match self.with_claim(vm, vcpu, |claim| claim.vcpu.register(register)) {
             Ok(value) => HostResult::ok(&[value]),
-            Err(error) => HostResult::refused(error, 0),
+            Err(error) => HostResult::refused(error),
         }
     }
 
@@ -173,7 +174,7 @@ impl<M: Machine> Hypervisor<M> {
     /// # Errors
     /// As `claim` and [`Vcpu::set_register`].
     pub(crate) fn vcpu_set_reg(&self, vm: VmHandle, vcpu: u64, register: u64, value: u64) -> HostResult {
-        unit_result(self.with_claim(vm, vcpu, |claim| claim.vcpu.set_register(register, value)))
+        unit(self.with_claim(vm, vcpu, |claim| claim.vcpu.set_register(register, value)))
     }
 
     fn with_claim<R>(
@@ -475,13 +476,6 @@ fn set_answer(vcpu: &mut Vcpu, answer: Answer) {
 fn resume_with(vcpu: &mut Vcpu, answer: Answer) -> Step {
     set_answer(vcpu, answer);
     Step::Resume
-}
-
-fn unit_result(result: Result<(), Error>) -> HostResult {
-    match result {
-        Ok(()) => HostResult::ok(&[]),
-        Err(error) => HostResult::refused(error, 0),
-    }
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 //!
 //! The list says what there is; everything else is UNDEFINED. Identification registers show the features
 //! that a guest can use with every register behind them switched: each field is allowed by name and capped,
-//! and a field or register that is not listed reads as 0 or as its "not implemented" value (architecture
-//! section 4). Pure: the machine is asked for its own identification only.
+//! and a field or register that is not listed reads as 0 or as its "not implemented" value
+//! (docs/threat-model.md, Hidden features). Pure: the machine is asked for its own identification only.
 
 use crate::machine::IdRegister;
 use crate::vm::context::Context;
@@ -12,7 +12,7 @@ use crate::vm::context::Context;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Encoding(u8, u8, u8, u8, u8);
 
-/// A trapped MSR or MRS, from ESR_EL2.ISS (Arm ARM D24.2.40, exception class 0x18).
+/// A trapped MSR or MRS, from ESR_EL2.ISS (Arm ARM, ESR_EL2, exception class 0x18).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Access {
     encoding: Encoding,

@@ -160,19 +160,19 @@ fn is_guest_pstate(value: u64) -> bool {
 }
 
 macro_rules! system_registers {
-    ($($offset:literal => $name:ident,)*) => {
+    ($($number:path => $name:ident,)*) => {
         /// Reads a system register by its number in the interface.
         fn system_register(el1: &El1, number: u64) -> Option<u64> {
-            match number.checked_sub(register::SYSTEM)? {
-                $($offset => Some(el1.$name),)*
+            match number {
+                $($number => Some(el1.$name),)*
                 _ => None,
             }
         }
 
         /// Writes one; `None` if there is none with this number.
         fn set_system_register(el1: &mut El1, number: u64, value: u64) -> Option<()> {
-            match number.checked_sub(register::SYSTEM)? {
-                $($offset => el1.$name = value,)*
+            match number {
+                $($number => el1.$name = value,)*
                 _ => return None,
             }
             Some(())
@@ -180,32 +180,31 @@ macro_rules! system_registers {
     };
 }
 
-// The numbers are part of the interface: behind `register::SYSTEM`, in this order, and never reused.
 // MPIDR_EL1 and MDSCR_EL1 are not among them: EL2 alone decides what they are.
 system_registers! {
-    0 => sctlr_el1,
-    1 => cpacr_el1,
-    2 => ttbr0_el1,
-    3 => ttbr1_el1,
-    4 => tcr_el1,
-    5 => esr_el1,
-    6 => afsr0_el1,
-    7 => afsr1_el1,
-    8 => far_el1,
-    9 => mair_el1,
-    10 => vbar_el1,
-    11 => contextidr_el1,
-    12 => tpidr_el0,
-    13 => tpidrro_el0,
-    14 => tpidr_el1,
-    15 => amair_el1,
-    16 => cntkctl_el1,
-    17 => par_el1,
-    18 => elr_el1,
-    19 => spsr_el1,
-    20 => csselr_el1,
-    21 => cntv_ctl_el0,
-    22 => cntv_cval_el0,
+    register::SCTLR_EL1 => sctlr_el1,
+    register::CPACR_EL1 => cpacr_el1,
+    register::TTBR0_EL1 => ttbr0_el1,
+    register::TTBR1_EL1 => ttbr1_el1,
+    register::TCR_EL1 => tcr_el1,
+    register::ESR_EL1 => esr_el1,
+    register::AFSR0_EL1 => afsr0_el1,
+    register::AFSR1_EL1 => afsr1_el1,
+    register::FAR_EL1 => far_el1,
+    register::MAIR_EL1 => mair_el1,
+    register::VBAR_EL1 => vbar_el1,
+    register::CONTEXTIDR_EL1 => contextidr_el1,
+    register::TPIDR_EL0 => tpidr_el0,
+    register::TPIDRRO_EL0 => tpidrro_el0,
+    register::TPIDR_EL1 => tpidr_el1,
+    register::AMAIR_EL1 => amair_el1,
+    register::CNTKCTL_EL1 => cntkctl_el1,
+    register::PAR_EL1 => par_el1,
+    register::ELR_EL1 => elr_el1,
+    register::SPSR_EL1 => spsr_el1,
+    register::CSSELR_EL1 => csselr_el1,
+    register::CNTV_CTL_EL0 => cntv_ctl_el0,
+    register::CNTV_CVAL_EL0 => cntv_cval_el0,
 }
 
 #[cfg(test)]
