@@ -8,6 +8,8 @@ use crate::vm::context::pstate;
 
 /// ESR_ELx.IL: the trapped instruction has 32 bits.
 const IL: u64 = 1 << 25;
+/// ISS bit FnV of an external abort: FAR holds no address.
+const FAR_NOT_VALID: u64 = 1 << 10;
 const EC_SHIFT: u32 = 26;
 const EC_UNKNOWN: u64 = 0x00;
 const EC_INSTRUCTION_ABORT_LOWER: u64 = 0x20;
@@ -120,7 +122,7 @@ pub fn take_external_abort(at: Interrupted, esr_el2: u64, features: StateFeature
         (false, true) => EC_INSTRUCTION_ABORT_LOWER,
         (false, false) => EC_INSTRUCTION_ABORT_SAME,
     };
-    let kept = esr_el2 & if data { IL | WNR } else { IL };
+    let kept = esr_el2 & if data { IL | WNR | FAR_NOT_VALID } else { IL | FAR_NOT_VALID };
     take(at, class << EC_SHIFT | kept | S1PTW | SYNCHRONOUS_EXTERNAL_ABORT, features)
 }
 

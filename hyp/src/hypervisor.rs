@@ -195,6 +195,12 @@ impl<M: Machine> Hypervisor<M> {
         answer
     }
 
+    /// Counts an abort that is answered by injection without a look at the tables.
+    pub fn count_injected(&self) -> AbortAnswer {
+        self.counters.aborts_injected.fetch_add(1, Ordering::Relaxed);
+        AbortAnswer::Inject
+    }
+
     /// Counts all memory by owner.
     pub fn census(&self) -> Census {
         self.host.lock().census(&self.machine, &self.ram)

@@ -2,11 +2,10 @@
 //! way in and out. No value from the host makes any of this panic (invariant I8).
 
 use super::features::Features;
-use super::instructions::translate_el1_read;
 use super::panic::{EMERGENCY_STACK, EMERGENCY_STACK_SIZE, FATAL, FatalFrame, PANICKING, report_fatal};
 use super::registers::HPFAR_EL2;
-use super::{boot, id_registers, layout, verdict};
-use crate::addr::{Gfn, PAGE_SHIFT};
+use super::{boot, id_registers, layout, verdict, world_switch};
+use crate::addr::Gfn;
 use crate::call::host::HostReply;
 use crate::exception::{self, Interrupted, Taken};
 use crate::ownership::query::AbortAnswer;
@@ -64,6 +63,7 @@ global_asm!(
     host_hvc = sym host_hvc,
     host_smc = sym host_smc,
     host_trap = sym host_trap,
+    host_serror = sym host_serror,
     stacks = sym layout::STACKS,
 );
 
@@ -154,6 +154,11 @@ extern "C" fn host_smc(frame: &mut Frame, esr: u64) {
     }
 }
 
+/// An SError while the host runs, which only comes here as long as another is pending for the host.
+extern "C" fn host_serror(esr: u64) {
+    world_switch::pend_serror(esr);
+}
+
 /// Every other synchronous exception of the host.
 extern "C" fn host_trap(frame: &mut Frame, esr: u64) {
     match class(esr) {
@@ -167,9 +172,8 @@ extern "C" fn host_trap(frame: &mut Frame, esr: u64) {
 /// An access that the host's stage 2 does not allow.
 fn host_abort(esr: u64) {
     let answer = match faulting_page(esr) {
-        Fault::Page(page) => boot::hypervisor().host_abort(page, access(esr)),
-        Fault::Gone => AbortAnswer::Retry,
-        Fault::OutOfSpace => AbortAnswer::Inject,
+        Some(page) => boot::hypervisor().host_abort(page, access(esr)),
+        None => boot::hypervisor().count_injected(),
     };
     match answer {
         AbortAnswer::Retry => {}
@@ -181,34 +185,25 @@ fn host_abort(esr: u64) {
     }
 }
 
-/// Where an abort happened.
-enum Fault {
-    /// On this page of the host's space.
-    Page(Gfn),
-    /// The host has changed its own tables meanwhile: the access has to be tried again.
-    Gone,
-    /// On an address that no page number can name.
-    OutOfSpace,
-}
-
-/// Finds the page of an abort. HPFAR_EL2 holds it for translation, access flag and address size faults, and
-/// for permission faults on a stage-1 table walk (Arm ARM, HPFAR_EL2); otherwise the address is translated.
-fn faulting_page(esr: u64) -> Fault {
+/// The page of an abort; `None` if there is none that could ever become the host's by another try.
+///
+/// HPFAR_EL2 holds it for address size, translation and access flag faults, and for permission faults on a
+/// stage-1 table walk (Arm ARM, HPFAR_EL2). For any other permission fault the address would have to be
+/// translated, which can abort at EL2 if the host has pointed its tables at nothing. There is no need: what the
+/// host may do with a page does not change while it has the page, so the fault is final.
+fn faulting_page(esr: u64) -> Option<Gfn> {
     const FAULT_TYPE: u64 = 0x3c;
+    const ADDRESS_SIZE: u64 = 0b00_0000;
+    const TRANSLATION: u64 = 0b00_0100;
+    const ACCESS_FLAG: u64 = 0b00_1000;
     const PERMISSION: u64 = 0b00_1100;
     const FIPA_SHIFT: u32 = 4;
-    const PAR_FAILED: u64 = 1 << 0;
-    const PAR_ADDRESS: u64 = 0x0000_ffff_ffff_f000;
-    let frame = if esr & FAULT_TYPE == PERMISSION && esr & exception::S1PTW == 0 {
-        let result = translate_el1_read(FAR_EL2.get());
-        if result & PAR_FAILED != 0 {
-            return Fault::Gone;
-        }
-        (result & PAR_ADDRESS) >> PAGE_SHIFT
-    } else {
-        HPFAR_EL2.get() >> FIPA_SHIFT
-    };
-    Gfn::new(frame).map_or(Fault::OutOfSpace, Fault::Page)
+    match esr & FAULT_TYPE {
+        ADDRESS_SIZE | TRANSLATION | ACCESS_FLAG => {}
+        PERMISSION if esr & exception::S1PTW != 0 => {}
+        _ => return None,
+    }
+    Gfn::new(HPFAR_EL2.get() >> FIPA_SHIFT)
 }
 
 /// What the access was. Cache maintenance and hardware's table walks count as reads: the host's own rights to

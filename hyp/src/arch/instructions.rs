@@ -62,7 +62,7 @@ with_register! {
     tlbi_vae2is "tlbi vae2is";
 }
 
-/// Translates as EL1 would for a read (both stages) and returns PAR_EL1, which is kept for the host.
+/// Translates as EL1 would for a read (stage 1 alone) and returns PAR_EL1, which is kept for the host.
 #[inline]
 pub fn translate_el1_read(address: u64) -> u64 {
     use aarch64_cpu::registers::{PAR_EL1, Readable, Writeable};

@@ -73,6 +73,29 @@ pub fn stack(cpu: &Stack) -> Pages<Pfn> {
     span(start, start + STACK_SIZE)
 }
 
+/// Zeroes what calls have left below the stack pointer on a CPU's own stack, in memory too: registers of guests
+/// may be among it. For a machine that goes down.
+pub fn forget_stack(cpu: usize) {
+    let Some(stack) = STACKS.get(cpu) else { return };
+    let start = stack.memory.get().addr() as u64;
+    let end: u64;
+    // SAFETY: CPU n calls this on its own stack; what is below SP belongs to no live frame, AAPCS64 having no
+    // red zone, and SP is 16-byte aligned, so the loop ends exactly there.
+    unsafe {
+        core::arch::asm!(
+            "mov {end}, sp",
+            "2: cmp {at}, {end}",
+            "b.hs 3f",
+            "stp xzr, xzr, [{at}], #16",
+            "b 2b",
+            "3:",
+            at = inout(reg) start => _,
+            end = out(reg) end,
+        );
+    }
+    super::cache::clean_and_invalidate(start, end.saturating_sub(start));
+}
+
 /// Whether an address lies in the guard page of some stack.
 pub fn in_guard_page(address: u64) -> bool {
     STACKS.iter().any(|stack| {

@@ -62,6 +62,10 @@ system_registers! {
     dczid_el0 DCZID_EL0 "dczid_el0";
     /// Control of the performance counters (any PMUv3).
     pmcr_el0 PMCR_EL0 "pmcr_el0";
+    /// Which counters EL0 may use (any PMUv3).
+    pmuserenr_el0 PMUSERENR_EL0 "pmuserenr_el0";
+    /// Selected counter (any PMUv3).
+    pmselr_el0 PMSELR_EL0 "pmselr_el0";
     /// Extended hypervisor configuration (FEAT_HCX).
     hcrx_el2 HCRX_EL2 "S3_4_C1_C2_2";
     /// Fine-grained traps of register reads (FEAT_FGT).

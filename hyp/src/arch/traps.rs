@@ -233,6 +233,8 @@ pub const HOST_ICC_SRE: u64 = GUEST_ICC_SRE | icc_sre::ENABLE;
 /// MPAM2_EL2 of a guest: TRAPMPAM0EL1 and TRAPMPAM1EL1.
 pub const GUEST_MPAM2: u64 = mpam2::TRAPMPAM0EL1 | mpam2::TRAPMPAM1EL1;
 
+/// PMUSERENR_EL0: EN, SW, CR and ER, everything open to EL0.
+pub const PMUSERENR_ALL: u64 = 0xf;
 /// PMCR_EL0.E: the counters count.
 pub const PMCR_ENABLE: u64 = 1 << 0;
 /// PMCR_EL0.N: how many counters there are.

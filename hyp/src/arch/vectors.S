@@ -3,8 +3,8 @@
  *
  * Only synchronous exceptions of the host come here in order. A call (HVC or SMC from AArch64) takes the lean
  * path, which saves what the calling convention lets a function clobber; everything else saves x0 to x30.
- * Any exception from EL2 itself, and any interrupt or SError taken to EL2 while the host runs, is fatal: it
- * is reported on a stack of its own.
+ * Any exception from EL2 itself, and any interrupt taken to EL2 while the host runs, is fatal: it is reported
+ * on a stack of its own. An SError that comes to EL2 is the host's and goes back to it.
  *
  * Constants come from exceptions.rs: FRAME_SIZE, FRAME_X0, FATAL_*, EC_*.
  */
@@ -32,15 +32,16 @@ host_vectors:
     b       host_synchronous
     fatal_vector 9
     fatal_vector 10
-    fatal_vector 11
+    .balign 0x80
+    b       host_serror_entry
     .balign 0x80                            // EL0 in AArch32: synchronous
     b       host_synchronous
     fatal_vector 13
     fatal_vector 14
-    fatal_vector 15
+    .balign 0x80
+    b       host_serror_entry
 
-    .balign 64
-host_synchronous:
+    .macro  save_host
     sub     sp, sp, #FRAME_SIZE
     stp     x0, x1, [sp, #8 * 0]
     stp     x2, x3, [sp, #8 * 2]
@@ -56,6 +57,19 @@ host_synchronous:
     adrp    x2, {panicking}
     ldr     w2, [x2, :lo12:{panicking}]
     cbnz    w2, park_cpu
+    .endm
+
+/* A physical SError is routed to EL2 while a virtual one is pending for the host: it joins that one. */
+    .balign 64
+host_serror_entry:
+    save_host
+    mrs     x0, esr_el2
+    bl      {host_serror}
+    b       return_to_host
+
+    .balign 64
+host_synchronous:
+    save_host
     mrs     x1, esr_el2
     ubfx    x2, x1, #ESR_EC_SHIFT, #6
     mov     x0, sp

@@ -34,5 +34,6 @@ pub fn end_run(hypervisor: &Hypervisor<El2>, end: End) -> ! {
             census.guest,
         );
     }
+    super::layout::forget_stack(super::exceptions::this_cpu());
     power::end(end)
 }

@@ -20,7 +20,7 @@ use super::panic::PANICKING;
 use super::registers::{
     HCRX_EL2, HDFGRTR_EL2, HDFGRTR2_EL2, HDFGWTR_EL2, HDFGWTR2_EL2, HFGITR_EL2, HFGITR2_EL2, HFGRTR_EL2,
     HFGRTR2_EL2, HFGWTR_EL2, HFGWTR2_EL2, HPFAR_EL2, ICC_SRE_EL2, ICH_HCR_EL2, MPAM2_EL2, PMCR_EL0,
-    TPIDR2_EL0, VDISR_EL2, VSESR_EL2,
+    PMSELR_EL0, PMUSERENR_EL0, TPIDR2_EL0, VDISR_EL2, VSESR_EL2,
 };
 use super::traps::{self, hcr};
 use crate::machine::Stage2Id;
@@ -186,7 +186,8 @@ fn hold_walks() {
     // owner has begun and not waited for: it may go on on another CPU, where its own DSB would not wait.
     dsb_ish();
     TCR_EL1.write(TCR_EL1::EPD0::DisableTTBR0Walks + TCR_EL1::EPD1::DisableTTBR1Walks);
-    // EPD means something only with the MMU on.
+    // EPD means something only with the MMU on, and must be seen before the MMU is.
+    isb();
     SCTLR_EL1.set(SCTLR_RESET | SCTLR_EL1::M::Enable.value);
     isb();
 }
@@ -235,6 +236,11 @@ pub(super) fn load(id: Stage2Id, context: &mut Context) {
     if features & feature::PMU != 0 {
         traps.pmcr_el0 = PMCR_EL0.get();
         PMCR_EL0.set(traps.pmcr_el0 & !traps::PMCR_ENABLE);
+        // Open to EL0, so that an access traps to EL2 (MDCR_EL2.TPM) and not to EL1 by what the host chose.
+        traps.pmuserenr_el0 = PMUSERENR_EL0.get();
+        traps.pmselr_el0 = PMSELR_EL0.get();
+        PMUSERENR_EL0.set(traps::PMUSERENR_ALL);
+        PMSELR_EL0.set(0);
     }
     if features & feature::GIC != 0 {
         ICH_HCR_EL2.set(traps::GUEST_ICH_HCR);
@@ -276,6 +282,8 @@ pub(super) fn unload(context: &mut Context) {
     VBAR_EL2.set((&raw const host_vectors).addr() as u64);
     if features & feature::PMU != 0 {
         PMCR_EL0.set(traps.pmcr_el0);
+        PMUSERENR_EL0.set(traps.pmuserenr_el0);
+        PMSELR_EL0.set(traps.pmselr_el0);
     }
     if features & feature::GIC != 0 {
         ICH_HCR_EL2.set(0);

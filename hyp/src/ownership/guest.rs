@@ -104,6 +104,11 @@ pub fn share_host<M: Machine>(
     guest.prepare(machine, host, gfns, |sharing| sharing == Sharing::Owned)?;
     // Commit.
     guest.change_pieces(machine, gfns, |guest, piece| {
+        // The host may look past the caches, with or without FEAT_S2FWB: what it finds there must be what the
+        // guest shares, and not what the page held before.
+        for page in piece.pfns.iter() {
+            machine.clean(page);
+        }
         guest.mark(machine, piece, Sharing::Shared);
         host.give(machine, piece.pfns, Sharing::Borrowed);
     });
@@ -431,6 +436,18 @@ mod tests {
         assert!(!world.host_reads(5));
         assert_eq!(world.guest_reads(vm, GFN), Some(5));
         assert_eq!(world.census(), before);
+    }
+
+    #[test]
+    fn what_the_host_finds_past_the_caches_is_what_the_guest_shares() {
+        let world = World::new();
+        let vm = guest(&world, &[5]);
+        world.fill(5);
+        let pa = (RAM_START + 5) << 12;
+        world.sim().write_bytes(pa, &[0; 8]);
+        assert_ne!(world.sim().load64_uncached(pa), 0, "the secret is still behind the caches");
+        assert_eq!(world.hyp.guest_share_host(vm, run(0, 1)), done(1));
+        assert_eq!(world.sim().load64_uncached(pa), 0);
     }
 
     #[test]

@@ -113,6 +113,8 @@ pub struct HostTraps {
     pub vttbr_el2: u64,
     pub mdcr_el2: u64,
     pub pmcr_el0: u64,
+    pub pmuserenr_el0: u64,
+    pub pmselr_el0: u64,
     pub hcrx_el2: u64,
     pub mpam2_el2: u64,
     /// HFGRTR, HFGWTR, HFGITR, HDFGRTR, HDFGWTR, and the second of each (FEAT_FGT, FEAT_FGT2).

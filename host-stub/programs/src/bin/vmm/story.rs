@@ -365,6 +365,14 @@ fn pages_come_back(deed: &Deed, steps: &mut Steps, pages: &[u64]) -> Result<(), 
     }
     steps.equal("pages-of-the-ended-guest-are-the-hosts", pages.len(), owned);
     steps.equal("kernel-can-touch-them-again", pages.len(), readable);
+    // All of them were private at the end: the guest has taken back what it had shared.
+    let mut filled = 0;
+    for pfn in pages {
+        for address in (pfn * PAGE_SIZE..(pfn + 1) * PAGE_SIZE).step_by(8) {
+            filled += usize::from(deed.load(address)? != host_programs::deed::Touch::Done(0));
+        }
+    }
+    steps.equal("kernel-reads-zeros-in-all-of-them", 0, filled);
     steps.equal("kernel-has-no-page-given-to-a-vm", 0, deed.stats()?.given_to_vms);
     Ok(())
 }
