@@ -1,5 +1,8 @@
 //! What tests across Deed's crates share.
 
+pub mod pair;
+pub mod real;
+
 /// A small generator of numbers that look random and are the same in every run: xorshift64*.
 #[derive(Clone, Debug)]
 pub struct Dice(u64);

@@ -50,6 +50,7 @@ enum Verb {
     Test(verbs::test::Args),
     Lint(verbs::lint::Args),
     Mutants(verbs::mutants::Args),
+    Model(verbs::model::Args),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => verbs::test::run(&tree, &args),
         Verb::Lint(args) => verbs::lint::run(&tree, &args),
         Verb::Mutants(args) => verbs::mutants::run(&tree, &args),
+        Verb::Model(args) => verbs::model::run(&args),
     });
     match done {
         Ok(true) => ExitCode::SUCCESS,

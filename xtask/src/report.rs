@@ -63,12 +63,25 @@ pub(crate) struct Report {
     pub(crate) steps: Option<Vec<Check>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) faults: Option<Vec<Fault>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) distinct_states: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) depth: Option<u64>,
 }
 
 impl Report {
     /// An empty report, which says "failed" until told otherwise.
     pub(crate) fn new(verb: &'static str) -> Self {
-        Self { deed: 1, verb, pass: false, env: Environment::default(), steps: None, faults: None }
+        Self {
+            deed: 1,
+            verb,
+            pass: false,
+            env: Environment::default(),
+            steps: None,
+            faults: None,
+            distinct_states: None,
+            depth: None,
+        }
     }
 
     /// Runs `work` and writes the report to `path`, if there is one, whether the work succeeded, failed or

@@ -391,7 +391,7 @@ impl<M: Machine> Hypervisor<M> {
         let Progress { done, outcome } = match request {
             Request::Share => self.guest_share_host(vm, pages),
             Request::Unshare if claim.flags.unshare_immediate => self.guest_unshare_host(vm, pages),
-            Request::Unshare => return self.ask_to_unshare(claim, first_chunk(pages)),
+            Request::Unshare => return self.ask_to_unshare(claim, pages),
             Request::Relinquish => self.guest_relinquish(vm, pages),
             Request::GuardMap => self.guard_map(vm, pages),
             Request::GuardUnmap => self.guard_unmap(vm, pages),
@@ -414,8 +414,11 @@ impl<M: Machine> Hypervisor<M> {
 
     /// The host may have the pages mapped in processes: it is asked first, and its acknowledgement or the
     /// next run takes the pages.
-    fn ask_to_unshare(&self, claim: &mut Claim, pages: Pages<Gfn>) -> Step {
-        if !self.all_shared(claim.handle, pages) {
+    fn ask_to_unshare(&self, claim: &mut Claim, all: Pages<Gfn>) -> Step {
+        let pages = first_chunk(all);
+        // The call is right as a whole, or it is refused, though only its first chunk is asked for.
+        let spans = self.with_vm(claim.handle, |vm| vm.space.table.spans(all)).unwrap_or(false);
+        if !spans || !self.all_shared(claim.handle, pages) {
             return resume_with(&mut claim.vcpu, range_answer(0));
         }
         claim.vcpu.pending = Pending::Unshare(pages);
@@ -884,6 +887,20 @@ mod tests {
             finds(&world, [INVALID_PARAMETER, 0, 0, 0]);
             assert_eq!(run(&world, vm), Exit::Interrupted);
         }
+        assert_eq!(world.host_state(0x100), Some(HostState::SharedBorrowed));
+    }
+
+    #[test]
+    fn unsharing_over_the_end_of_the_guests_space_is_refused_whole() {
+        let (world, vm) = booted(ASK_FIRST);
+        let last = (1 << 28) - 1;
+        world.ok(HostCall::DonateGuest { vm, pfn: RAM_START + 0x100, gfn: last, pages: 1 });
+        calls(&world, guest::MEM_SHARE, [last << 12, 1, 0]);
+        finds(&world, [SUCCESS, 1, 0, 0]);
+        assert_eq!(run(&world, vm), Exit::Interrupted);
+        calls(&world, guest::MEM_UNSHARE, [last << 12, 2, 0]);
+        finds(&world, [INVALID_PARAMETER, 0, 0, 0]);
+        assert_eq!(run(&world, vm), Exit::Interrupted);
         assert_eq!(world.host_state(0x100), Some(HostState::SharedBorrowed));
     }
 

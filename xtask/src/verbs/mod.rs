@@ -2,6 +2,7 @@
 //! could not be made.
 
 pub(crate) mod lint;
+pub(crate) mod model;
 pub(crate) mod mutants;
 pub(crate) mod qemu;
 pub(crate) mod setup;

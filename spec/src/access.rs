@@ -1,0 +1,69 @@
+//! Loads and stores, and what a host with a guest_memfd keeps in its own books.
+
+use crate::call::{Call, Outcome};
+use crate::state::{Content, GuestEntry, Page, Phase, Run, Sharing, State};
+use crate::step::{Answer, ROOT, Turn};
+
+impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
+    pub(crate) fn guest_store(&mut self, vm: u8, gfn: u64) -> Answer {
+        let running = self.vm(vm).map_err(|_| Outcome::NotServed)?;
+        if running.phase != Phase::Live {
+            return Err(Outcome::NotServed);
+        }
+        let (pfn, content) = match running.entries.get(gfn as usize) {
+            Some(GuestEntry::Page { pfn, sharing: Sharing::Owned }) => (*pfn, Content::Secret),
+            Some(GuestEntry::Page { pfn, sharing: Sharing::Shared }) => (*pfn, Content::Known),
+            Some(GuestEntry::Page { pfn, sharing: Sharing::Borrowed(allowed) }) if allowed.write => {
+                (*pfn, Content::Known)
+            }
+            _ => return Err(Outcome::Missing(gfn)),
+        };
+        self.state.pages[usize::from(pfn)].content = content;
+        Ok(Outcome::Done(1))
+    }
+
+    pub(crate) fn host_store(&mut self, pfn: u64) -> Answer {
+        let page = self.state.pages.get_mut(pfn as usize).ok_or(Outcome::Aborted)?;
+        if !page.host_state().is_accessible() {
+            return Err(Outcome::Aborted);
+        }
+        page.content = Content::Known;
+        Ok(Outcome::Done(1))
+    }
+
+    /// The host's gate of guest_memfd: a page is let through only if the hypervisor says that the host may
+    /// access it, and never while an unshare of it is pending.
+    pub(crate) fn gate(&mut self, pfn: u64) -> Result<&mut Page, Outcome> {
+        let draining = self.state.is_draining(pfn as usize);
+        let page = self.state.pages.get_mut(pfn as usize).ok_or(Outcome::Aborted)?;
+        if page.host_state().is_accessible() && !draining { Ok(page) } else { Err(Outcome::Aborted) }
+    }
+
+    pub(crate) fn let_go(&mut self, pfn: u64, change: impl FnOnce(&mut Page)) -> Answer {
+        change(self.state.pages.get_mut(pfn as usize).ok_or(Outcome::Aborted)?);
+        Ok(Outcome::Done(1))
+    }
+}
+
+/// Whether a host that means well makes this call now: it neither gives away nor acknowledges what its programs
+/// have mapped, or what its kernel holds on to.
+pub fn is_honest<const P: usize, const V: usize, const G: usize>(state: &State<P, V, G>, call: Call) -> bool {
+    let free = |run: Run| {
+        run.indices().all(|pfn| state.pages.get(pfn).is_none_or(|page| !page.mapped && !page.held))
+    };
+    match call {
+        Call::PoolTopUp { pfns, .. } | Call::VmTopUp { pfns, .. } => free(pfns),
+        Call::DonateGuest { pfn, count, .. } => free(Run { first: pfn, count }),
+        Call::VmCreate { root, .. } => free(Run { first: root, count: ROOT }),
+        Call::UnshareAck { vm, vcpu } => {
+            let pending = state.vms[usize::from(vm)].pending[usize::from(vcpu)];
+            pending.into_iter().flat_map(Run::indices).all(|gfn| {
+                match state.vms[usize::from(vm)].entries[gfn] {
+                    GuestEntry::Page { pfn, .. } => free(Run::one(pfn.into())),
+                    _ => true,
+                }
+            })
+        }
+        _ => true,
+    }
+}

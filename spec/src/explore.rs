@@ -1,0 +1,427 @@
+//! Every state of a small world: breadth first, states that differ in the names of pages or VMs only counted once,
+//! so that the first broken one found is also one of the shortest ways there.
+
+use crate::access::is_honest;
+use crate::call::{CALLS, Call, OUTCOMES, Outcome};
+use crate::invariants::{broken_by_state, broken_by_step, broken_for_honest_host};
+use crate::state::{GuestEntry, HostEntry, Page, Phase, Run, Sharing, State, Use, Vm};
+use crate::step::World;
+use abi::page::Pool;
+use std::collections::HashSet;
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// The rules that are explored: [`step`](crate::step()), or a copy of it with a mistake, for tests.
+pub type Rules<const P: usize, const V: usize, const G: usize> =
+    fn(&World, &State<P, V, G>, Call, Option<Pool>) -> (Outcome, State<P, V, G>);
+
+/// Holds on a page that the explored worlds stop at.
+pub const MAX_HOLDS: u8 = 2;
+
+/// A small world and what is tried in it.
+#[derive(Clone, Debug)]
+pub struct Game<const P: usize, const V: usize, const G: usize> {
+    /// Where it lies. Its first page is even, and pages are named in pairs, for the roots of VMs.
+    pub world: World,
+    /// What is tried in every state.
+    pub calls: Vec<Call>,
+    /// The host means well.
+    pub honest: bool,
+    /// No call tells pages apart but by their names: states that differ in names only count once.
+    pub merged: bool,
+    /// The rules.
+    pub rules: Rules<P, V, G>,
+}
+
+/// How often each outcome of each call was seen: by [`Call::kind`], then [`Outcome::kind`].
+pub type Pairs = [[u64; OUTCOMES.len()]; CALLS.len()];
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Distinct states.
+    pub states: usize,
+    /// Calls from boot to the state that is the farthest.
+    pub depth: usize,
+    /// Calls tried.
+    pub steps: u64,
+    /// What came of them.
+    pub pairs: Pairs,
+    /// An invariant that does not hold, and the calls that lead there.
+    pub broken: Option<(&'static str, Vec<String>)>,
+}
+
+/// Where a state came from: the number of the one before, and the number of the call.
+#[derive(Clone, Copy)]
+struct Origin {
+    before: u32,
+    call: u16,
+}
+
+impl<const P: usize, const V: usize, const G: usize> Game<P, V, G> {
+    /// Visits every state, or stops at the first that breaks an invariant.
+    pub fn explore(&self) -> Report {
+        let mut report = Report { states: 1, depth: 0, steps: 0, pairs: [[0; _]; _], broken: None };
+        let start = self.merge(&State::new()).0;
+        let mut seen: HashSet<u128, BuildHasherDefault<Mix>> = HashSet::default();
+        seen.insert(encode(&start));
+        let mut origins = vec![Origin { before: 0, call: 0 }];
+        let mut layer = vec![start];
+        let mut first = 0;
+        while !layer.is_empty() {
+            let mut next_layer = Vec::new();
+            for (offset, state) in layer.iter().enumerate() {
+                let names = if self.merged { representatives(state) } else { [true; P] };
+                for (number, call) in self.calls.iter().enumerate() {
+                    if !self.is_tried(state, &names, *call) {
+                        continue;
+                    }
+                    let (outcome, next) = (self.rules)(&self.world, state, *call, None);
+                    self.count(&mut report, state, *call, outcome);
+                    if next == *state {
+                        continue;
+                    }
+                    let broken = broken_by_step(state, outcome, &next).or_else(|| self.broken(&next));
+                    let origin = Origin { before: (first + offset) as u32, call: number as u16 };
+                    if let Some(what) = broken {
+                        report.broken = Some((what, self.story(&origins, origin)));
+                        return report;
+                    }
+                    let next = self.merge(&next).0;
+                    if seen.insert(encode(&next)) {
+                        origins.push(origin);
+                        next_layer.push(next);
+                    }
+                }
+            }
+            first += layer.len();
+            report.states = origins.len();
+            report.depth += usize::from(!next_layer.is_empty());
+            layer = next_layer;
+        }
+        report
+    }
+
+    fn merge(&self, state: &State<P, V, G>) -> (State<P, V, G>, Names<P, V>) {
+        if self.merged { canonical(state) } else { (*state, Names::SAME) }
+    }
+
+    fn broken(&self, state: &State<P, V, G>) -> Option<&'static str> {
+        let host = || if self.honest { broken_for_honest_host(state) } else { None };
+        broken_by_state(state).or_else(host)
+    }
+
+    /// Whether a call is tried in a state: not by a name that another page goes by as well, and not beyond the
+    /// bounds of the world.
+    fn is_tried(&self, state: &State<P, V, G>, names: &[bool; P], call: Call) -> bool {
+        let page = page_of(call).and_then(|pfn| names.get(pfn as usize));
+        if page == Some(&false) || self.honest && !is_honest(state, call) {
+            return false;
+        }
+        match call {
+            Call::Pin { pfn } => state.pages.get(pfn as usize).is_none_or(|page| page.pins < MAX_HOLDS),
+            _ => true,
+        }
+    }
+
+    /// Counts an outcome; if the call was served, also what becomes of it when a pool has too little.
+    fn count(&self, report: &mut Report, state: &State<P, V, G>, call: Call, outcome: Outcome) {
+        let row = &mut report.pairs[call.kind()];
+        row[outcome.kind()] += 1;
+        report.steps += 1;
+        if outcome.is_refusal() {
+            return;
+        }
+        for pool in [Pool::Tables, Pool::Metadata, Pool::Vm] {
+            let (outcome, next) = (self.rules)(&self.world, state, call, Some(pool));
+            if outcome == Outcome::Lacking(pool) && next == *state {
+                row[outcome.kind()] += 1;
+                report.steps += 1;
+            }
+        }
+    }
+
+    /// Tells the calls from boot to a step, all in the names that pages and VMs have at boot.
+    fn story(&self, origins: &[Origin], last: Origin) -> Vec<String> {
+        let mut calls = vec![self.calls[usize::from(last.call)]];
+        let mut at = last.before as usize;
+        while at != 0 {
+            calls.push(self.calls[usize::from(origins[at].call)]);
+            at = origins[at].before as usize;
+        }
+        let mut told = State::new();
+        let (mut state, mut names) = self.merge(&told);
+        let mut story = Vec::new();
+        for call in calls.into_iter().rev() {
+            let by_name = names.inverse().rename(call);
+            let (outcome, next) = (self.rules)(&self.world, &told, by_name, None);
+            story.push(format!("{by_name:?} -> {outcome:?}"));
+            told = next;
+            let (_, next) = (self.rules)(&self.world, &state, call, None);
+            let (next, renamed) = self.merge(&next);
+            state = next;
+            names = names.then(&renamed);
+        }
+        story
+    }
+}
+
+/// A page that a call names first.
+fn page_of(call: Call) -> Option<u64> {
+    match call {
+        Call::PoolTopUp { pfns, .. }
+        | Call::VmTopUp { pfns, .. }
+        | Call::ShareHyp { pfns }
+        | Call::UnshareHyp { pfns } => Some(pfns.first),
+        Call::DonateGuest { pfn, .. }
+        | Call::ShareGuest { pfn, .. }
+        | Call::QueryPage { pfn }
+        | Call::VmCreate { root: pfn, .. }
+        | Call::Pin { pfn }
+        | Call::Unpin { pfn }
+        | Call::HostStore { pfn }
+        | Call::Map { pfn }
+        | Call::Unmap { pfn }
+        | Call::Hold { pfn }
+        | Call::Release { pfn } => Some(pfn),
+        _ => None,
+    }
+}
+
+/// New names of pages and VMs, by the old ones.
+#[derive(Clone, Copy)]
+struct Names<const P: usize, const V: usize> {
+    pages: [u8; P],
+    vms: [u8; V],
+}
+
+impl<const P: usize, const V: usize> Names<P, V> {
+    const SAME: Self = {
+        let mut same = Self { pages: [0; P], vms: [0; V] };
+        let mut number = 0;
+        while number < P {
+            same.pages[number] = number as u8;
+            number += 1;
+        }
+        number = 0;
+        while number < V {
+            same.vms[number] = number as u8;
+            number += 1;
+        }
+        same
+    };
+
+    fn inverse(&self) -> Self {
+        let mut inverse = *self;
+        (0..P).for_each(|old| inverse.pages[usize::from(self.pages[old])] = old as u8);
+        (0..V).for_each(|old| inverse.vms[usize::from(self.vms[old])] = old as u8);
+        inverse
+    }
+
+    fn then(&self, later: &Self) -> Self {
+        Self {
+            pages: self.pages.map(|page| later.pages[usize::from(page)]),
+            vms: self.vms.map(|vm| later.vms[usize::from(vm)]),
+        }
+    }
+
+    fn page(&self, pfn: u64) -> u64 {
+        self.pages.get(pfn as usize).map_or(pfn, |page| u64::from(*page))
+    }
+
+    fn vm(&self, vm: u8) -> u8 {
+        self.vms.get(usize::from(vm)).copied().unwrap_or(vm)
+    }
+
+    /// A run of one page, or of a pair.
+    fn run(&self, run: Run) -> Run {
+        let last = run.first.saturating_add(run.count.clamp(1, 2) - 1);
+        Run { first: self.page(run.first).min(self.page(last)), ..run }
+    }
+
+    fn rename(&self, call: Call) -> Call {
+        let mut call = call;
+        match &mut call {
+            Call::PoolTopUp { pfns, .. } | Call::ShareHyp { pfns } | Call::UnshareHyp { pfns } => {
+                *pfns = self.run(*pfns);
+            }
+            Call::VmTopUp { vm, pfns } => (*vm, *pfns) = (self.vm(*vm), self.run(*pfns)),
+            Call::DonateGuest { vm, pfn, .. } | Call::ShareGuest { vm, pfn, .. } => {
+                (*vm, *pfn) = (self.vm(*vm), self.page(*pfn));
+            }
+            Call::VmCreate { root, .. } => *root = self.run(Run { first: *root, count: 2 }).first,
+            Call::QueryPage { pfn }
+            | Call::Pin { pfn }
+            | Call::Unpin { pfn }
+            | Call::HostStore { pfn }
+            | Call::Map { pfn }
+            | Call::Unmap { pfn }
+            | Call::Hold { pfn }
+            | Call::Release { pfn } => *pfn = self.page(*pfn),
+            Call::UnshareGuest { vm, .. }
+            | Call::ReclaimGuest { vm, .. }
+            | Call::UnshareAck { vm, .. }
+            | Call::VmTeardownStart { vm }
+            | Call::VmTeardownFinish { vm }
+            | Call::Share { vm, .. }
+            | Call::Unshare { vm, .. }
+            | Call::Relinquish { vm, .. }
+            | Call::GuardMap { vm, .. }
+            | Call::GuardUnmap { vm, .. }
+            | Call::GuestStore { vm, .. } => *vm = self.vm(*vm),
+        }
+        call
+    }
+
+    fn apply<const G: usize>(&self, state: &State<P, V, G>) -> State<P, V, G> {
+        let mut named = *state;
+        for (old, page) in state.pages.iter().enumerate() {
+            let host = match page.host {
+                HostEntry::Hyp(Use::Vm(vm)) => HostEntry::Hyp(Use::Vm(self.vm(vm))),
+                HostEntry::Guest { vm, gfn } => HostEntry::Guest { vm: self.vm(vm), gfn },
+                other => other,
+            };
+            named.pages[usize::from(self.pages[old])] = Page { host, ..*page };
+        }
+        for (old, vm) in state.vms.iter().enumerate() {
+            let entries = vm.entries.map(|entry| match entry {
+                GuestEntry::Page { pfn, sharing } => {
+                    GuestEntry::Page { pfn: self.pages[usize::from(pfn)], sharing }
+                }
+                other => other,
+            });
+            named.vms[usize::from(self.vms[old])] = Vm { entries, ..*vm };
+        }
+        named
+    }
+}
+
+/// What tells pages apart but their names: what the books say of them, and the guest that shows them.
+type Look = (Page, Option<(u8, u8)>);
+
+fn looks<const P: usize, const V: usize, const G: usize>(state: &State<P, V, G>) -> [Look; P] {
+    let mut looks = state.pages.map(|page| (page, None));
+    for (number, vm) in state.vms.iter().enumerate() {
+        for (gfn, entry) in vm.entries.iter().enumerate() {
+            if let GuestEntry::Page { pfn, .. } = entry {
+                looks[usize::from(*pfn)].1 = Some((number as u8, gfn as u8));
+            }
+        }
+    }
+    looks
+}
+
+/// The state among those that differ in names only that stands for all of them, and the names that it gives.
+/// Pages keep their pairs; VMs that are born change names with each other.
+fn canonical<const P: usize, const V: usize, const G: usize>(
+    state: &State<P, V, G>,
+) -> (State<P, V, G>, Names<P, V>) {
+    let same = Names::<P, V>::SAME.vms;
+    let by_vms = |vms: [u8; V]| {
+        let names = Names { vms, ..Names::SAME };
+        let named = names.apply(state);
+        let looks = looks(&named);
+        let mut order: [usize; P] = core::array::from_fn(|page| page);
+        order.chunks_exact_mut(2).for_each(|pair| pair.sort_by_key(|page| looks[*page]));
+        let mut pairs: Vec<&[usize]> = order.chunks_exact(2).collect();
+        pairs.sort_by_key(|pair| (looks[pair[0]], looks[pair[1]]));
+        let mut sorted = Names { pages: [0; P], vms: same };
+        for (new, old) in pairs.into_iter().flatten().enumerate() {
+            sorted.pages[*old] = new as u8;
+        }
+        (sorted.apply(&named), names.then(&sorted))
+    };
+    let mut best = by_vms(same);
+    let born = state.vms.iter().filter(|vm| vm.phase != Phase::Unborn).count();
+    if born == 2 {
+        let mut swapped = same;
+        swapped.swap(0, 1);
+        let other = by_vms(swapped);
+        if encode(&other.0) < encode(&best.0) {
+            best = other;
+        }
+    }
+    best
+}
+
+/// Of the pages of a canonical state that look the same, the first.
+fn representatives<const P: usize, const V: usize, const G: usize>(state: &State<P, V, G>) -> [bool; P] {
+    let looks = looks(state);
+    core::array::from_fn(|page| {
+        let pair = page & !1;
+        let twin_of_pair = pair >= 2 && looks[pair - 2..pair] == looks[pair..pair + 2];
+        !twin_of_pair && (page == pair || looks[page] != looks[pair])
+    })
+}
+
+/// A state as one number, different for different states.
+///
+/// # Panics
+/// If the world is too large for that, or a page is pinned more than [`MAX_HOLDS`] times.
+pub fn encode<const P: usize, const V: usize, const G: usize>(state: &State<P, V, G>) -> u128 {
+    let mut number = 0u128;
+    let mut put = |digit: usize, base: usize| {
+        assert!(digit < base, "the state is beyond the bounds of its world");
+        let shifted = number.checked_mul(base as u128).expect("128 bits are enough for a small world");
+        number = shifted + digit as u128;
+    };
+    for page in &state.pages {
+        let host = match page.host {
+            HostEntry::Owned => 0,
+            HostEntry::LentToHyp => 1,
+            HostEntry::LentToGuest => 2,
+            HostEntry::Borrowed => 3,
+            HostEntry::Hyp(Use::Pool) => 4,
+            HostEntry::Hyp(Use::Vm(vm)) => 5 + usize::from(vm),
+            HostEntry::Guest { vm, gfn } => 5 + V + usize::from(vm) * G + usize::from(gfn),
+        };
+        put(host, 5 + V + V * G);
+        put(page.pins.into(), usize::from(MAX_HOLDS) + 1);
+        put(page.content as usize, 3);
+        put(usize::from(page.mapped) << 1 | usize::from(page.held), 4);
+    }
+    for vm in &state.vms {
+        put(vm.phase as usize, 4);
+        put(usize::from(vm.protected) << 1 | usize::from(vm.immediate), 4);
+        put(vm.pages.into(), G + 1);
+        for pending in vm.pending {
+            let run = pending.map_or(0, |run| 1 + run.first as usize * G + run.count as usize - 1);
+            put(run, 1 + G * G);
+        }
+        for entry in vm.entries {
+            let entry = match entry {
+                GuestEntry::Empty => 0,
+                GuestEntry::Device => 1,
+                GuestEntry::Page { pfn, sharing } => {
+                    let sharing = match sharing {
+                        Sharing::Owned => 0,
+                        Sharing::Shared => 1,
+                        Sharing::Borrowed(permissions) => 2 + permissions.to_word() as usize,
+                    };
+                    2 + usize::from(pfn) * 6 + sharing
+                }
+            };
+            put(entry, 2 + P * 6);
+        }
+    }
+    number
+}
+
+/// Hashes a number by two multiplications.
+#[derive(Default)]
+struct Mix(u64);
+
+impl Hasher for Mix {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("states are numbers");
+    }
+
+    fn write_u128(&mut self, number: u128) {
+        let low = (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let high = ((number >> 64) as u64 ^ low.rotate_right(32)).wrapping_mul(0xd1b5_4a32_d192_ed03);
+        self.0 = high ^ high >> 29;
+    }
+}

@@ -1,0 +1,118 @@
+//! The invariants of `docs/memory-ownership.md` that make sense without tables, TLBs and registers: as predicates
+//! over a state, or over a step from one to the next.
+//!
+//! | id | here |
+//! |---|---|
+//! | I1 | a page has one owner: no two guest pages, of one guest or two, show the same page |
+//! | I2 | both sides' books agree, so whoever reaches a page is its owner or its borrower on both sides |
+//! | I3 | what is the hypervisor's is out of reach of host and guests |
+//! | I4 | what the host can read is no secret, and pages that leave a guest's private memory or the hypervisor are zeros |
+//! | I5 | a refusal changes nothing |
+//! | I7 | the number of pages that a VM counts is their number; only pages lent to the hypervisor are pinned |
+//! | I8 | no call stops [`step`](crate::step()): the explorer tries absurd ones too |
+//! | I9 | a VM that is gone stays gone, and none changes its kind |
+//! | host | with a host that means well, what a program has mapped or the kernel holds is accessible |
+//!
+//! I6 and I10 are about TLBs and registers.
+
+use crate::call::Outcome;
+use crate::state::{Content, GuestEntry, HostEntry, Phase, Sharing, State, Use};
+use abi::page::OwnerKind;
+
+/// Finds what a state breaks.
+pub fn broken_by_state<const P: usize, const V: usize, const G: usize>(
+    state: &State<P, V, G>,
+) -> Option<&'static str> {
+    // How often a page is shown by a guest of any VM.
+    let mut shown = [0u8; P];
+    for (number, vm) in state.vms.iter().enumerate() {
+        let mut pages = 0;
+        for (gfn, entry) in vm.entries.iter().enumerate() {
+            let GuestEntry::Page { pfn, sharing } = *entry else { continue };
+            let page = &state.pages[usize::from(pfn)];
+            pages += 1;
+            shown[usize::from(pfn)] += 1;
+            let agrees = match sharing {
+                Sharing::Owned => page.host == HostEntry::Guest { vm: number as u8, gfn: gfn as u8 },
+                Sharing::Shared => page.host == HostEntry::Borrowed,
+                Sharing::Borrowed(_) => page.host == HostEntry::LentToGuest,
+            };
+            if matches!(page.host, HostEntry::Hyp(_)) {
+                return Some("I3: a guest reaches what is the hypervisor's");
+            }
+            if !agrees {
+                return Some("I2: the two sides' books disagree");
+            }
+            if vm.protected == matches!(sharing, Sharing::Borrowed(_)) {
+                return Some("I2: a guest has a page that its kind cannot have");
+            }
+        }
+        if vm.pages != pages {
+            return Some("I7: a VM's count of pages is not their number");
+        }
+        if matches!(vm.phase, Phase::Unborn | Phase::Gone) && pages > 0 {
+            return Some("I9: a page names a VM that is not there");
+        }
+        if vm.phase != Phase::Live && vm.pending.iter().any(Option::is_some) {
+            return Some("I9: an unshare outlives its VM");
+        }
+    }
+    for (page, shown) in state.pages.iter().zip(shown) {
+        if shown > 1 {
+            return Some("I1: a page is shown twice");
+        }
+        let by_guest =
+            matches!(page.host, HostEntry::Guest { .. } | HostEntry::Borrowed | HostEntry::LentToGuest);
+        if by_guest != (shown == 1) {
+            return Some("I2: the host's books name a guest that has no such page");
+        }
+        if let HostEntry::Hyp(Use::Vm(vm)) = page.host
+            && !matches!(state.vms[usize::from(vm)].phase, Phase::Live | Phase::Dying)
+        {
+            return Some("I9: a table of a VM that is not there");
+        }
+        if page.host_state().is_accessible() && page.content == Content::Secret {
+            return Some("I4: the host can read a secret");
+        }
+        if page.pins > 0 && page.host != HostEntry::LentToHyp {
+            return Some("I7: a page is pinned that is not lent to the hypervisor");
+        }
+    }
+    None
+}
+
+/// Finds what a step breaks.
+pub fn broken_by_step<const P: usize, const V: usize, const G: usize>(
+    before: &State<P, V, G>,
+    outcome: Outcome,
+    after: &State<P, V, G>,
+) -> Option<&'static str> {
+    if outcome.is_refusal() && before != after {
+        return Some("I5: a refused call changed something");
+    }
+    for (old, new) in before.pages.iter().zip(&after.pages) {
+        let private = matches!(old.host, HostEntry::Guest { .. } | HostEntry::Hyp(_));
+        if private && new.owner() == OwnerKind::Host && new.content != Content::Zeros {
+            return Some("I4: a private page came to the host unwiped");
+        }
+    }
+    for (old, new) in before.vms.iter().zip(&after.vms) {
+        if new.phase < old.phase {
+            return Some("I9: a VM went back in its life");
+        }
+        let kind_changed = (old.protected, old.immediate) != (new.protected, new.immediate);
+        if old.phase != Phase::Unborn && kind_changed {
+            return Some("I9: a VM changed its kind");
+        }
+    }
+    None
+}
+
+/// Finds what a host that means well would not have come to.
+pub fn broken_for_honest_host<const P: usize, const V: usize, const G: usize>(
+    state: &State<P, V, G>,
+) -> Option<&'static str> {
+    let dead =
+        state.pages.iter().any(|page| (page.mapped || page.held) && !page.host_state().is_accessible());
+    dead.then_some("host: a program's mapping is dead, though the host means well")
+}

@@ -1,0 +1,137 @@
+//! The real core and the specification, played call by call and compared after each.
+
+use crate::real::Real;
+use spec::state::{GuestEntry, Sharing};
+use spec::{Call, Outcome, State, step};
+use std::collections::BTreeMap;
+
+/// What was seen, and the difference that ended it.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// The calls, each with its outcome.
+    pub story: Vec<String>,
+    /// The difference.
+    pub difference: Option<String>,
+    /// How often the core lacked pages.
+    pub lacks: u64,
+    /// How often each outcome of each call was seen.
+    pub pairs: BTreeMap<(&'static str, &'static str), u64>,
+}
+
+/// The core and the specification, in what must be the same state.
+#[derive(Debug)]
+pub struct Pair<const P: usize, const V: usize, const G: usize> {
+    real: Real<P, V, G>,
+    state: State<P, V, G>,
+    /// What was seen.
+    pub told: Told,
+}
+
+impl<const P: usize, const V: usize, const G: usize> Pair<P, V, G> {
+    /// Both at boot: see [`Real::new`].
+    pub fn new(poor: bool, gfn: u64) -> Self {
+        Self { real: Real::new(poor, gfn), state: State::new(), told: Told::default() }
+    }
+
+    /// The state, as the specification has it.
+    pub fn state(&self) -> &State<P, V, G> {
+        &self.state
+    }
+
+    /// Where the world lies.
+    pub fn place(&self) -> &spec::World {
+        self.real.place()
+    }
+
+    /// Lets all TLBs hold whatever they may.
+    pub fn load_all(&self) {
+        self.real.load_all();
+    }
+
+    /// Makes a call on both. What the core lacks is given, and the call made again: it must not lack the same
+    /// another time.
+    fn play(&mut self, call: Call) -> Result<(), String> {
+        let mut lacked = Vec::new();
+        loop {
+            let real = self.real.play(call);
+            let lack = match real {
+                Outcome::Lacking(pool) => Some(pool),
+                _ => None,
+            };
+            let (expected, next) = step(self.real.place(), &self.state, call, lack);
+            self.told.story.push(format!("{call:?} -> {real:?}"));
+            if real != expected && !is_known(&self.state, call, expected, real) {
+                return Err(format!("the specification says {expected:?}"));
+            }
+            let pair = (spec::call::CALLS[call.kind()], spec::call::OUTCOMES[real.kind()]);
+            *self.told.pairs.entry(pair).or_default() += 1;
+            let before = std::mem::replace(&mut self.state, next);
+            self.real.compare(&self.state, Some(&before))?;
+            let Some(pool) = lack else { return Ok(()) };
+            if lacked.contains(&pool) {
+                return Err("what was asked for was given, and it lacks the same again".to_owned());
+            }
+            lacked.push(pool);
+            self.told.lacks += 1;
+            self.real.serve_lack(pool, vm_of(call));
+            self.real.compare(&self.state, Some(&next))?;
+        }
+    }
+
+    /// Compares everything, also what is in pages that no call has changed.
+    pub fn end(&mut self) {
+        if self.told.difference.is_none() {
+            self.told.difference = self.real.compare(&self.state, None).err();
+        }
+    }
+
+    /// Makes a call on both; a panic is told as a difference too. Returns whether it goes on.
+    pub fn goes_on(&mut self, call: Call) -> bool {
+        let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.play(call)));
+        self.told.difference = match played {
+            Ok(Ok(())) => None,
+            Ok(Err(difference)) => Some(difference),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().cloned();
+                let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+                self.told.story.push(format!("{call:?}"));
+                Some(text.unwrap_or_else(|| "a panic".to_owned()))
+            }
+        };
+        self.told.difference.is_none()
+    }
+}
+
+/// A difference that is known and not settled yet: a MEM_SHARE over a page that is not the guest's alone and a later one
+/// that is not there is refused or exits, depending on what lies between.
+fn is_known<const P: usize, const V: usize, const G: usize>(
+    state: &State<P, V, G>,
+    call: Call,
+    expected: Outcome,
+    real: Outcome,
+) -> bool {
+    match (call, expected, real) {
+        (Call::Share { vm, gfns }, Outcome::Missing(gap), Outcome::InvalidParameter) => (gfns.first..gap)
+            .any(|gfn| {
+                let entry = state.vms[usize::from(vm)].entries[gfn as usize];
+                !matches!(entry, GuestEntry::Page { sharing: Sharing::Owned, .. })
+            }),
+        _ => false,
+    }
+}
+
+fn vm_of(call: Call) -> Option<u8> {
+    match call {
+        Call::DonateGuest { vm, .. }
+        | Call::ShareGuest { vm, .. }
+        | Call::UnshareGuest { vm, .. }
+        | Call::ReclaimGuest { vm, .. }
+        | Call::UnshareAck { vm, .. }
+        | Call::Share { vm, .. }
+        | Call::Unshare { vm, .. }
+        | Call::Relinquish { vm, .. }
+        | Call::GuardMap { vm, .. }
+        | Call::GuardUnmap { vm, .. } => Some(vm),
+        _ => None,
+    }
+}

@@ -1,0 +1,430 @@
+//! The real core, played with the calls of `spec`: a small window of its RAM and of each guest is the world.
+//!
+//! What the calls lack is given behind the scenes, from RAM outside the window, so that the specification need
+//! not know how tables are built.
+
+use abi::exit::Exit;
+use abi::host::{HostCall, HostResult};
+use abi::page::Pool;
+use abi::{Error, HostState, VmFlags, VmHandle, guest, psci, smccc};
+use hyp::addr::{Gfn, Pages};
+use hyp::ownership::query::GuestPage;
+use hyp::ownership::{Error as CoreError, Progress};
+use hyp::testing::{HYP_START, RAM_START, World};
+use hyp::vm::context::{Context, Trap};
+use spec::state::{Content, GuestEntry, HostEntry, Phase, Sharing, VCPUS};
+use spec::{Call, Outcome, Run, State};
+use std::sync::{Arc, Mutex};
+
+/// RAM from here on is given behind the scenes.
+const SPARE: u64 = RAM_START + 0x1000;
+/// ESR_EL2 of an HVC with immediate 0.
+const HVC: u64 = 0x16 << 26 | 1 << 25;
+
+/// A VM of the real core.
+#[derive(Clone, Copy, Debug)]
+struct RealVm {
+    handle: VmHandle,
+    /// Pages that it was given behind the scenes.
+    hidden: u64,
+    live: bool,
+    waits: [bool; VCPUS],
+}
+
+/// The real core, and where the world lies in it.
+#[derive(Debug)]
+pub struct Real<const P: usize, const V: usize, const G: usize> {
+    core: World,
+    place: spec::World,
+    vms: Vec<RealVm>,
+    spare: u64,
+    /// How many pages the last call lacked.
+    lacks: u64,
+}
+
+impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
+    /// A core whose world ends where RAM that may change hands ends: before the hypervisor's image. With
+    /// `poor`, it has as few table pages as it can have. Guest pages begin at `gfn`.
+    pub fn new(poor: bool, gfn: u64) -> Self {
+        let core = if poor { World::with_least_pool() } else { World::new() };
+        let pins = hyp::ownership::share::MAX_PINNED;
+        let place = spec::World { pfn: HYP_START - P as u64, gfn, pins };
+        Self { core, place, vms: Vec::new(), spare: SPARE, lacks: 0 }
+    }
+
+    /// Where the world lies.
+    pub fn place(&self) -> &spec::World {
+        &self.place
+    }
+
+    /// Lets all TLBs hold whatever they may.
+    pub fn load_all(&self) {
+        self.core.load_all();
+    }
+
+    fn handle(&self, vm: u8) -> VmHandle {
+        let known = self.vms.get(usize::from(vm)).map(|vm| vm.handle);
+        known.unwrap_or_else(|| VmHandle::new(200, 7).expect("a handle that nobody has"))
+    }
+
+    /// Makes a call as whoever makes it.
+    pub fn play(&mut self, call: Call) -> Outcome {
+        let pfn = |first: u64| self.place.pfn.saturating_add(first);
+        let gfn = |first: u64| self.place.gfn.saturating_add(first);
+        let handle = |vm| self.handle(vm);
+        match call {
+            Call::PoolTopUp { pool, pfns } => {
+                self.host(HostCall::PoolTopUp { pool, pfn: pfn(pfns.first), pages: pfns.count })
+            }
+            Call::VmTopUp { vm, pfns } => {
+                self.host(HostCall::VmTopUp { vm: handle(vm), pfn: pfn(pfns.first), pages: pfns.count })
+            }
+            Call::ShareHyp { pfns } => {
+                self.host(HostCall::ShareHyp { pfn: pfn(pfns.first), pages: pfns.count })
+            }
+            Call::UnshareHyp { pfns } => {
+                self.host(HostCall::UnshareHyp { pfn: pfn(pfns.first), pages: pfns.count })
+            }
+            Call::DonateGuest { vm, pfn: page, gfn: at, count } => {
+                let (pfn, gfn) = (pfn(page), gfn(at));
+                self.host(HostCall::DonateGuest { vm: handle(vm), pfn, gfn, pages: count })
+            }
+            Call::ShareGuest { vm, pfn: page, gfn: at, count, permissions } => {
+                let (vm, pfn, gfn) = (handle(vm), pfn(page), gfn(at));
+                self.host(HostCall::ShareGuest { vm, pfn, gfn, pages: count, permissions })
+            }
+            Call::UnshareGuest { vm, gfns } => {
+                self.host(HostCall::UnshareGuest { vm: handle(vm), gfn: gfn(gfns.first), pages: gfns.count })
+            }
+            Call::ReclaimGuest { vm, gfns } => {
+                self.host(HostCall::ReclaimGuest { vm: handle(vm), gfn: gfn(gfns.first), pages: gfns.count })
+            }
+            Call::QueryPage { pfn: page } => {
+                let result = self.core.call(HostCall::QueryPage { pfn: pfn(page) });
+                match (result.outcome, HostState::from_word(result.values[0])) {
+                    (Ok(()), Some(state)) => Outcome::Page(state, result.values[1] == 1),
+                    _ => self.outcome(result),
+                }
+            }
+            Call::VmCreate { protected, immediate, root } => self.create(protected, immediate, pfn(root)),
+            Call::UnshareAck { vm, vcpu } => {
+                let outcome = self.host(HostCall::UnshareAck { vm: handle(vm), vcpu: vcpu.into() });
+                if let Outcome::Done(_) = outcome {
+                    self.vms[usize::from(vm)].waits[usize::from(vcpu)] = false;
+                }
+                outcome
+            }
+            Call::VmTeardownStart { vm } => {
+                let outcome = self.host(HostCall::VmTeardownStart { vm: handle(vm) });
+                if let Outcome::Done(_) = outcome {
+                    self.vms[usize::from(vm)].live = false;
+                }
+                outcome
+            }
+            Call::VmTeardownFinish { vm } => self.finish(vm),
+            Call::Pin { pfn: page } => one(self.host(HostCall::TestPin { pfn: pfn(page) })),
+            Call::Unpin { pfn: page } => one(self.host(HostCall::TestUnpin { pfn: pfn(page) })),
+            Call::Share { vm, gfns } => {
+                self.guest(vm, gfns, true, |core, vm, gfns| core.hyp.guest_share_host(vm, gfns))
+            }
+            Call::Unshare { vm, vcpu, gfns } => self.unshare(vm, vcpu, gfns),
+            Call::Relinquish { vm, gfns } => {
+                self.guest(vm, gfns, false, |core, vm, gfns| core.hyp.guest_relinquish(vm, gfns))
+            }
+            Call::GuardMap { vm, gfns } => {
+                self.guest(vm, gfns, false, |core, vm, gfns| core.hyp.guard_map(vm, gfns))
+            }
+            Call::GuardUnmap { vm, gfns } => {
+                self.guest(vm, gfns, false, |core, vm, gfns| core.hyp.guard_unmap(vm, gfns))
+            }
+            Call::GuestStore { vm, gfn } => self.guest_store(vm, gfn),
+            Call::HostStore { pfn: page } => {
+                let page = pfn(page) - RAM_START;
+                if !self.core.host_reads(page) {
+                    return Outcome::Aborted;
+                }
+                self.core.fill(page);
+                Outcome::Done(1)
+            }
+            Call::Map { .. } | Call::Unmap { .. } | Call::Hold { .. } | Call::Release { .. } => {
+                panic!("the host's books are not the core's: {call:?}")
+            }
+        }
+    }
+
+    fn host(&mut self, call: HostCall) -> Outcome {
+        let result = self.core.call(call);
+        self.outcome(result)
+    }
+
+    fn outcome(&mut self, result: HostResult) -> Outcome {
+        match result.outcome {
+            Ok(()) => Outcome::Done(result.values[0]),
+            Err(Error::NoMemory) => {
+                self.lacks = result.values[0];
+                Outcome::Lacking(Pool::from_word(result.values[1]).expect("a pool"))
+            }
+            Err(error) => Outcome::Refused(error),
+        }
+    }
+
+    /// Gives the pages that the last call lacked, as many as it said. `vm` is the one that the call was about.
+    ///
+    /// # Panics
+    /// If that does not help.
+    pub fn serve_lack(&mut self, pool: Pool, vm: Option<u8>) {
+        let pages = self.lacks;
+        let pfn = self.spare.next_multiple_of(pages);
+        self.spare = pfn + pages;
+        let give = match (pool, vm) {
+            (Pool::Vm, Some(vm)) => HostCall::VmTopUp { vm: self.handle(vm), pfn, pages },
+            (Pool::Vm, None) => panic!("a VM's pool lacks pages in a call about no VM"),
+            _ => HostCall::PoolTopUp { pool, pfn, pages },
+        };
+        loop {
+            match self.host(give) {
+                Outcome::Done(done) => {
+                    assert_eq!(done, pages, "{give:?}");
+                    break;
+                }
+                Outcome::Lacking(Pool::Tables) if pool != Pool::Tables => self.serve_lack(Pool::Tables, None),
+                refused => panic!("what was asked for is refused: {give:?}: {refused:?}"),
+            }
+        }
+        if let (Pool::Vm, Some(vm)) = (pool, vm) {
+            self.vms[usize::from(vm)].hidden += pages;
+        }
+    }
+
+    /// Makes a VM with two vCPUs, both on.
+    fn create(&mut self, protected: bool, immediate: bool, root: u64) -> Outcome {
+        let flags = VmFlags { protected, unshare_immediate: immediate, mmio_unguarded: false };
+        let word = match self.host(HostCall::VmCreate { flags, root }) {
+            Outcome::Done(word) => word,
+            refused => return refused,
+        };
+        let handle = VmHandle::from_word(word).expect("a handle");
+        for vcpu in 0..VCPUS as u64 {
+            while let Outcome::Lacking(pool) = self.host(HostCall::VcpuCreate { vm: handle, vcpu }) {
+                self.serve_lack(pool, None);
+            }
+        }
+        self.core.ok(HostCall::VcpuSetBoot { vm: handle, vcpu: 0, pc: 0x1000, x0: 0 });
+        for vcpu in 1..VCPUS as u64 {
+            let exit = self.run(handle, 0, move |context| {
+                let [on, affinity, entry] = [u64::from(psci::CPU_ON), vcpu, 0x1000];
+                [on, affinity, entry, 0].into_iter().zip(0..).for_each(|(x, at)| context.set_x(at, x));
+                Trap::Sync { esr: HVC, far: 0, hpfar: 0 }
+            });
+            assert_eq!(exit, Some(Exit::CpuOn { vcpu }));
+        }
+        self.vms.push(RealVm { handle, hidden: 0, live: true, waits: [false; VCPUS] });
+        Outcome::Created(self.vms.len() as u8 - 1)
+    }
+
+    fn run(
+        &self,
+        vm: VmHandle,
+        vcpu: u8,
+        step: impl FnMut(&mut Context) -> Trap + Send + 'static,
+    ) -> Option<Exit> {
+        self.core.hyp.machine().push_step(step);
+        let result = self.core.call(HostCall::VcpuRun { vm, vcpu: vcpu.into(), values: [0; 4] });
+        result.outcome.ok()?;
+        Some(Exit::from_words(result.values).expect("an exit"))
+    }
+
+    fn finish(&mut self, vm: u8) -> Outcome {
+        let handle = self.handle(vm);
+        let mut back = 0;
+        loop {
+            let result = self.core.call(HostCall::VmTeardownFinish { vm: handle });
+            if result.outcome.is_err() {
+                return self.outcome(result);
+            }
+            back += result.values[0];
+            if result.values[1] == 0 {
+                return Outcome::Ended(back - self.vms[usize::from(vm)].hidden);
+            }
+        }
+    }
+
+    /// A guest's call whose vCPU does not matter.
+    fn guest(
+        &mut self,
+        vm: u8,
+        gfns: Run,
+        missing_exits: bool,
+        call: impl FnOnce(&World, VmHandle, Pages<Gfn>) -> Progress,
+    ) -> Outcome {
+        let first = self.place.gfn.saturating_add(gfns.first);
+        let Some(gfns) = Pages::from_raw(first, gfns.count.max(1)) else {
+            return Outcome::InvalidParameter;
+        };
+        let Progress { done, outcome } = call(&self.core, self.handle(vm), gfns);
+        match outcome {
+            Ok(()) => Outcome::Done(done),
+            Err(CoreError::NoVm | CoreError::WrongVm) => Outcome::NotServed,
+            Err(CoreError::Missing(gfn)) if missing_exits => Outcome::Missing(gfn.as_u64() - self.place.gfn),
+            Err(CoreError::Lacking(lacking)) => {
+                self.lacks = lacking.pages;
+                Outcome::Lacking(lacking.pool)
+            }
+            Err(_) => Outcome::InvalidParameter,
+        }
+    }
+
+    /// MEM_UNSHARE by a vCPU that runs.
+    fn unshare(&mut self, vm: u8, vcpu: u8, gfns: Run) -> Outcome {
+        let Some(of) = self.vms.get(usize::from(vm)).copied() else { return Outcome::NotServed };
+        if !of.live || of.waits[usize::from(vcpu)] {
+            return Outcome::NotServed;
+        }
+        let ipa = self.place.gfn.saturating_add(gfns.first) << 12;
+        let call = [u64::from(guest::MEM_UNSHARE), ipa, gfns.count, 0];
+        let exit = self.run(of.handle, vcpu, move |context| {
+            call.into_iter().zip(0..).for_each(|(x, at)| context.set_x(at, x));
+            Trap::Sync { esr: HVC, far: 0, hpfar: 0 }
+        });
+        match exit {
+            Some(Exit::Unshare { ipa: asked, pages }) => {
+                assert_eq!(asked, ipa);
+                self.vms[usize::from(vm)].waits[usize::from(vcpu)] = true;
+                return Outcome::Asked(pages);
+            }
+            Some(Exit::NeedPages { pool, pages }) => {
+                self.lacks = pages;
+                return Outcome::Lacking(pool);
+            }
+            Some(Exit::Interrupted) => {}
+            other => panic!("an unshare exits with {other:?}"),
+        }
+        // The call is answered: the guest looks.
+        let answer = Arc::new(Mutex::new([0; 2]));
+        let seen = Arc::clone(&answer);
+        self.run(of.handle, vcpu, move |context| {
+            *seen.lock().expect("no test thread has failed") = [context.x(0), context.x(1)];
+            Trap::Irq
+        });
+        match *answer.lock().expect("no test thread has failed") {
+            [smccc::SUCCESS, done] => Outcome::Done(done),
+            [smccc::NOT_SUPPORTED, _] => Outcome::NotServed,
+            _ => Outcome::InvalidParameter,
+        }
+    }
+
+    fn guest_store(&mut self, vm: u8, gfn: u64) -> Outcome {
+        let Some(of) = self.vms.get(usize::from(vm)).filter(|vm| vm.live) else { return Outcome::NotServed };
+        let ipa = (self.place.gfn + gfn) << 12;
+        match self.core.sim().access_stage2(1, self.core.guest(of.handle), ipa, sim::Access::Write) {
+            Ok(pa) => {
+                self.core.fill((pa >> 12) - RAM_START);
+                Outcome::Done(1)
+            }
+            Err(_) => Outcome::Missing(gfn),
+        }
+    }
+
+    /// Compares everything with a state of the specification. What takes long to look at, the content of pages and
+    /// the TLBs, only where `before` was another.
+    ///
+    /// # Errors
+    /// The first difference.
+    pub fn compare(&self, state: &State<P, V, G>, before: Option<&State<P, V, G>>) -> Result<(), String> {
+        if before != Some(state) {
+            self.core.check();
+        }
+        let same = |what: String, real: &dyn std::fmt::Debug, spec: &dyn std::fmt::Debug| {
+            let (real, spec) = (format!("{real:?}"), format!("{spec:?}"));
+            if real == spec {
+                Ok(())
+            } else {
+                Err(format!("{what}: the core has {real}, the specification {spec}"))
+            }
+        };
+        for (number, page) in state.pages.iter().enumerate() {
+            let pfn = self.place.pfn + number as u64;
+            let [host_state, owner, vm, gfn, el2, ..] = self.core.call(HostCall::TestPage { pfn }).values;
+            let (named_vm, named_gfn) = match page.host {
+                HostEntry::Guest { vm, gfn } => (self.handle(vm).to_word(), self.place.gfn + u64::from(gfn)),
+                _ => (0, 0),
+            };
+            let expected = [
+                page.host_state() as u64,
+                page.owner() as u64,
+                named_vm,
+                named_gfn,
+                page.mapped_at_el2().into(),
+            ];
+            let real = [host_state, owner, vm, gfn, el2];
+            same(format!("page {number}: host's state, owner, VM, guest page, EL2"), &real, &expected)?;
+            let reads = self.core.host_reads(pfn - RAM_START);
+            same(format!("page {number}: the host reads it"), &reads, &page.host_state().is_accessible())?;
+            let changed = before.is_none_or(|before| before.pages[number] != *page);
+            if changed && !matches!(page.host, HostEntry::Hyp(_)) {
+                let wiped = self.core.is_wiped(pfn - RAM_START);
+                same(format!("page {number}: it is zeros"), &wiped, &(page.content == Content::Zeros))?;
+            }
+        }
+        for (number, vm) in state.vms.iter().enumerate() {
+            if matches!(vm.phase, Phase::Live | Phase::Dying) {
+                let handle = self.handle(number as u8);
+                let real = self.reach(handle);
+                for (gfn, entry) in vm.entries.iter().enumerate() {
+                    let expected = match entry {
+                        GuestEntry::Page { pfn, sharing } => Some(word(u64::from(*pfn), *sharing)),
+                        _ => None,
+                    };
+                    same(format!("VM {number}: guest page {gfn}"), &real[gfn], &expected)?;
+                    let frame = Gfn::new(self.place.gfn + gfn as u64).expect("a guest page");
+                    let expected = match entry {
+                        GuestEntry::Empty => GuestPage::Missing,
+                        GuestEntry::Device => GuestPage::Device,
+                        GuestEntry::Page { .. } => GuestPage::Present,
+                    };
+                    let real = self.core.hyp.guest_page(handle, frame);
+                    same(format!("VM {number}: what is at guest page {gfn}"), &real, &expected)?;
+                }
+            }
+        }
+        let count = |fits: fn(&HostEntry) -> bool| state.pages.iter().filter(|page| fits(&page.host)).count();
+        let census = self.core.census();
+        let real = [census.host_shared, census.guest, census.guest_shared];
+        let expected = [
+            count(|host| matches!(host, HostEntry::LentToHyp | HostEntry::LentToGuest)),
+            count(|host| matches!(host, HostEntry::Guest { .. })),
+            count(|host| matches!(host, HostEntry::Borrowed)),
+        ];
+        same("pages lent by the host, of guests, shared by guests".to_owned(), &real, &expected)
+    }
+
+    /// What the hardware reaches at each guest page: the page of the world, whose it is, and how.
+    fn reach(&self, vm: VmHandle) -> [Option<(u64, u8, bool, bool)>; G] {
+        let mut reach = [None; G];
+        for leaf in self.core.sim().leaves_stage2(self.core.guest(vm)) {
+            for page in 0..leaf.size >> 12 {
+                let gfn = ((leaf.ipa >> 12) + page).wrapping_sub(self.place.gfn);
+                let pfn = ((leaf.pa >> 12) + page).wrapping_sub(self.place.pfn);
+                match reach.get_mut(gfn as usize) {
+                    Some(place) => *place = Some((pfn, leaf.sw & 3, leaf.write, leaf.execute)),
+                    None => panic!("{vm:?} reaches a page outside its world: {leaf:?}"),
+                }
+            }
+        }
+        reach
+    }
+}
+
+/// What a leaf is expected to say.
+fn word(pfn: u64, sharing: Sharing) -> (u64, u8, bool, bool) {
+    match sharing {
+        Sharing::Owned => (pfn, 0, true, true),
+        Sharing::Shared => (pfn, 1, true, true),
+        Sharing::Borrowed(permissions) => (pfn, 2, permissions.write, permissions.execute),
+    }
+}
+
+/// The outcome of a call about one page that does not say so.
+fn one(outcome: Outcome) -> Outcome {
+    if let Outcome::Done(_) = outcome { Outcome::Done(1) } else { outcome }
+}
