@@ -29,7 +29,6 @@ register_bitfields! {u32,
 
 register_structs! {
     /// PL011 (Arm DDI 0183), as far as a transmitter needs it.
-    #[allow(missing_debug_implementations, reason = "register blocks are not printed")]
     Pl011 {
         (0x00 => data: ReadWrite<u32>),
         (0x04 => _reserved0),

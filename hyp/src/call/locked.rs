@@ -46,16 +46,21 @@ impl<M: Machine> Hypervisor<M> {
     /// Gives a chunk of the host's pages to the hypervisor's pool of tables, or its heap of records.
     pub fn pool_top_up(&self, pool: Pool, pages: Pages<Pfn>) -> Progress {
         self.with_host_and_hyp(|host, hyp| {
-            let draw = if pool == Pool::Tables { Draw::Refill } else { Draw::Keep };
+            let draw = match pool {
+                Pool::Tables => Draw::Refill,
+                Pool::Metadata => Draw::Keep,
+                // A VM's pool has a call of its own.
+                Pool::Vm => return Err(Error::WrongVm),
+            };
             let pages = donate::host_to_hyp(&self.machine, &self.memory, host, hyp, pages, draw)?;
-            match pool {
-                Pool::Metadata => {
+            match draw {
+                Draw::Keep => {
                     let Some(start) = self.machine.record_memory(pages) else {
                         crate::broken("a donated page cannot be reached");
                     };
                     crate::hypervisor::add_records(&self.records, start, pages);
                 }
-                Pool::Tables | Pool::Vm => host.pool.extend(&self.machine, pages),
+                Draw::Refill => host.pool.extend(&self.machine, pages),
             }
             Ok(pages.count())
         })
