@@ -285,7 +285,7 @@ impl<const P: usize, const V: usize> Names<P, V> {
         for (old, vm) in state.vms.iter().enumerate() {
             let entries = vm.entries.map(|entry| match entry {
                 GuestEntry::Page { pfn, sharing } => {
-                    GuestEntry::Page { pfn: self.pages[usize::from(pfn)], sharing }
+                    GuestEntry::Page { pfn: self.pages[usize::from(pfn)].into(), sharing }
                 }
                 other => other,
             });

@@ -63,7 +63,7 @@ impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
             if let GuestEntry::Page { sharing, .. } = entry {
                 *sharing = Sharing::Owned;
             }
-            page.host = HostEntry::Guest { vm, gfn: gfn as u8 };
+            page.host = HostEntry::Guest { vm, gfn: gfn as u16 };
         });
     }
 

@@ -74,14 +74,14 @@ impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
         self.supply(BOTH)?;
         for (pfn, gfn) in pfns.indices().zip(gfns.indices()) {
             let (host, sharing) = match lend {
-                None => (HostEntry::Guest { vm, gfn: gfn as u8 }, Sharing::Owned),
+                None => (HostEntry::Guest { vm, gfn: gfn as u16 }, Sharing::Owned),
                 Some(permissions) => (HostEntry::LentToGuest, Sharing::Borrowed(permissions)),
             };
             self.state.pages[pfn].host = host;
             let entry = &mut self.state.vms[usize::from(vm)].entries[gfn];
-            *entry = GuestEntry::Page { pfn: pfn as u8, sharing };
+            *entry = GuestEntry::Page { pfn: pfn as u16, sharing };
         }
-        self.state.vms[usize::from(vm)].pages += count as u8;
+        self.state.vms[usize::from(vm)].pages += count as u16;
         Ok(Outcome::Done(count))
     }
 

@@ -33,7 +33,7 @@ pub fn broken_by_state<const P: usize, const V: usize, const G: usize>(
             pages += 1;
             shown[usize::from(pfn)] += 1;
             let agrees = match sharing {
-                Sharing::Owned => page.host == HostEntry::Guest { vm: number as u8, gfn: gfn as u8 },
+                Sharing::Owned => page.host == HostEntry::Guest { vm: number as u8, gfn: gfn as u16 },
                 Sharing::Shared => page.host == HostEntry::Borrowed,
                 Sharing::Borrowed(_) => page.host == HostEntry::LentToGuest,
             };

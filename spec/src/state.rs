@@ -54,7 +54,7 @@ pub enum HostEntry {
         /// Number of the VM.
         vm: u8,
         /// Number of the guest page.
-        gfn: u8,
+        gfn: u16,
     },
 }
 
@@ -129,7 +129,7 @@ pub enum GuestEntry {
     /// Memory.
     Page {
         /// Number of the page of RAM.
-        pfn: u8,
+        pfn: u16,
         /// Whose it is.
         sharing: Sharing,
     },
@@ -172,7 +172,7 @@ pub struct Vm<const G: usize> {
     /// What its table says.
     pub entries: [GuestEntry; G],
     /// Pages that name it: those that it owns or borrows.
-    pub pages: u8,
+    pub pages: u16,
     /// The unshare that each vCPU waits for.
     pub pending: [Option<Run>; VCPUS],
 }

@@ -165,7 +165,7 @@ impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
                 fits(sharing)
                     && host
                         == match sharing {
-                            Sharing::Owned => HostEntry::Guest { vm, gfn: gfn as u8 },
+                            Sharing::Owned => HostEntry::Guest { vm, gfn: gfn as u16 },
                             Sharing::Shared => HostEntry::Borrowed,
                             Sharing::Borrowed(_) => HostEntry::LentToGuest,
                         }
@@ -207,6 +207,6 @@ impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
             page.host = HostEntry::Owned;
             *entry = GuestEntry::Empty;
         });
-        self.state.vms[usize::from(vm)].pages -= gfns.count as u8;
+        self.state.vms[usize::from(vm)].pages -= gfns.count as u16;
     }
 }
