@@ -10,6 +10,7 @@
 //! | [`call`] | what can be asked, and what can be answered |
 //! | [`step`](mod@step) | the rules: what refuses and what changes; `host`, `guest`, `access`: one function a call |
 //! | [`invariants`] | what always holds |
+//! | [`chooser`] | random calls for tests to play |
 //! | [`explore`] | every state of a small world, and the story of the shortest way to a broken one |
 //!
 //! Not there yet: pages taken by force (poison), pages lent to several guests.
@@ -19,6 +20,7 @@
 
 mod access;
 pub mod call;
+pub mod chooser;
 #[cfg(any(test, feature = "explore"))]
 pub mod explore;
 mod guest;

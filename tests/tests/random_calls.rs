@@ -6,9 +6,9 @@
 use abi::host::{HostCall, HostResult};
 use abi::page::{Permissions, Pool};
 use abi::{Error, VmFlags, VmHandle};
-use deed_tests::Dice;
 use hyp::addr::{Gfn, Pages, Pfn};
 use hyp::testing::{HYP_PAGES, HYP_START, PROTECTED, RAM_PAGES, RAM_START, World};
+use spec::chooser::Dice;
 use std::collections::BTreeMap;
 
 /// Sequences of a push; `DEED_SEQUENCES` asks for another number.
