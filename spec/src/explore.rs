@@ -15,7 +15,7 @@ pub type Rules<const P: usize, const V: usize, const G: usize> =
     fn(&World, &State<P, V, G>, Call, Option<Pool>) -> (Outcome, State<P, V, G>);
 
 /// Holds on a page that the explored worlds stop at.
-pub const MAX_HOLDS: u8 = 2;
+pub const MAX_HOLDS: u32 = 2;
 
 /// A small world and what is tried in it.
 #[derive(Clone, Debug)]
@@ -375,7 +375,7 @@ pub fn encode<const P: usize, const V: usize, const G: usize>(state: &State<P, V
             HostEntry::Guest { vm, gfn } => 5 + V + usize::from(vm) * G + usize::from(gfn),
         };
         put(host, 5 + V + V * G);
-        put(page.pins.into(), usize::from(MAX_HOLDS) + 1);
+        put(page.pins as usize, MAX_HOLDS as usize + 1);
         put(page.content as usize, 3);
         put(usize::from(page.mapped) << 1 | usize::from(page.held), 4);
     }

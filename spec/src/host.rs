@@ -122,7 +122,7 @@ impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
     pub(crate) fn query_page(&mut self, pfn: u64) -> Answer {
         self.range(self.world.pfn, Run::one(pfn))?;
         Ok(match self.state.pages.get(pfn as usize) {
-            Some(page) => Outcome::Page(page.host_state(), true),
+            Some(page) => Outcome::Page(page.host_state(), pfn < self.world.pages),
             None => Outcome::Page(abi::HostState::NoPage, false),
         })
     }

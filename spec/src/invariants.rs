@@ -16,7 +16,7 @@
 //! I6 and I10 are about TLBs and registers.
 
 use crate::call::Outcome;
-use crate::state::{Content, GuestEntry, HostEntry, Phase, Sharing, State, Use};
+use crate::state::{Content, GuestEntry, HostEntry, Page, Phase, Sharing, State, Use, Vm};
 use abi::page::OwnerKind;
 
 /// Finds what a state breaks.
@@ -29,22 +29,10 @@ pub fn broken_by_state<const P: usize, const V: usize, const G: usize>(
         let mut pages = 0;
         for (gfn, entry) in vm.entries.iter().enumerate() {
             let GuestEntry::Page { pfn, sharing } = *entry else { continue };
-            let page = &state.pages[usize::from(pfn)];
             pages += 1;
             shown[usize::from(pfn)] += 1;
-            let agrees = match sharing {
-                Sharing::Owned => page.host == HostEntry::Guest { vm: number as u8, gfn: gfn as u16 },
-                Sharing::Shared => page.host == HostEntry::Borrowed,
-                Sharing::Borrowed(_) => page.host == HostEntry::LentToGuest,
-            };
-            if matches!(page.host, HostEntry::Hyp(_)) {
-                return Some("I3: a guest reaches what is the hypervisor's");
-            }
-            if !agrees {
-                return Some("I2: the two sides' books disagree");
-            }
-            if vm.protected == matches!(sharing, Sharing::Borrowed(_)) {
-                return Some("I2: a guest has a page that its kind cannot have");
+            if let Some(broken) = broken_by_page(&state.pages[usize::from(pfn)], number, vm, gfn, sharing) {
+                return Some(broken);
             }
         }
         if vm.pages != pages {
@@ -73,6 +61,64 @@ pub fn broken_by_state<const P: usize, const V: usize, const G: usize>(
         }
         if page.host_state().is_accessible() && page.content == Content::Secret {
             return Some("I4: the host can read a secret");
+        }
+        if page.pins > 0 && page.host != HostEntry::LentToHyp {
+            return Some("I7: a page is pinned that is not lent to the hypervisor");
+        }
+    }
+    None
+}
+
+/// Finds what a guest's page breaks.
+fn broken_by_page<const G: usize>(
+    page: &Page,
+    number: usize,
+    vm: &Vm<G>,
+    gfn: usize,
+    sharing: Sharing,
+) -> Option<&'static str> {
+    let agrees = match sharing {
+        Sharing::Owned => page.host == HostEntry::Guest { vm: number as u8, gfn: gfn as u16 },
+        Sharing::Shared => page.host == HostEntry::Borrowed,
+        Sharing::Borrowed(_) => page.host == HostEntry::LentToGuest,
+    };
+    if matches!(page.host, HostEntry::Hyp(_)) {
+        return Some("I3: a guest reaches what is the hypervisor's");
+    }
+    if !agrees {
+        return Some("I2: the two sides' books disagree");
+    }
+    if vm.protected == matches!(sharing, Sharing::Borrowed(_)) {
+        return Some("I2: a guest has a page that its kind cannot have");
+    }
+    None
+}
+
+/// Finds what a window of something larger breaks: its pages may be of VMs, and its VMs may have pages, that it
+/// does not show.
+pub fn broken_in_window<const P: usize, const V: usize, const G: usize>(
+    state: &State<P, V, G>,
+) -> Option<&'static str> {
+    for (number, vm) in state.vms.iter().enumerate() {
+        let mut pages = 0;
+        for (gfn, entry) in vm.entries.iter().enumerate() {
+            let GuestEntry::Page { pfn, sharing } = *entry else { continue };
+            pages += 1;
+            if let Some(broken) = broken_by_page(&state.pages[usize::from(pfn)], number, vm, gfn, sharing) {
+                return Some(broken);
+            }
+        }
+        if vm.pages < pages {
+            return Some("I7: a VM counts fewer pages than it has");
+        }
+    }
+    for (pfn, page) in state.pages.iter().enumerate() {
+        if let HostEntry::Guest { vm, gfn } = page.host
+            && let Some(vm) = state.vms.get(usize::from(vm))
+            && vm.entries.get(usize::from(gfn))
+                != Some(&GuestEntry::Page { pfn: pfn as u16, sharing: Sharing::Owned })
+        {
+            return Some("I2: the host's books name a guest that has no such page");
         }
         if page.pins > 0 && page.host != HostEntry::LentToHyp {
             return Some("I7: a page is pinned that is not lent to the hypervisor");

@@ -34,7 +34,7 @@ pub mod worlds;
 pub use access::is_honest;
 pub use call::{Call, Outcome};
 pub use state::{Run, State};
-pub use step::{World, step};
+pub use step::{World, step, step_in_place};
 
 #[cfg(test)]
 mod tests;

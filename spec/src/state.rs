@@ -84,7 +84,7 @@ pub struct Page {
     /// The host's side.
     pub host: HostEntry,
     /// The hypervisor's holds.
-    pub pins: u8,
+    pub pins: u32,
     /// What is in it.
     pub content: Content,
     /// A program of the host has it mapped, through a guest_memfd.

@@ -14,12 +14,19 @@ const LAST_PAGE: u64 = 1 << 36;
 pub(crate) const ROOT: u64 = abi::host::VM_ROOT_PAGES;
 
 /// Where the world lies, and what it has of things that are not memory.
+///
+/// A world can be a window of something larger: memory and guests may go on behind the pages that the state knows,
+/// as long as no chunk of a call leaves those.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct World {
     /// Page number of the world's first page: tells where 2 MiB regions end.
     pub pfn: u64,
+    /// Number of pages from there to the end of memory that may change hands.
+    pub pages: u64,
     /// Guest page number of each guest's first page.
     pub gfn: u64,
+    /// Number of guest pages from there to the end of a guest's address space.
+    pub gfns: u64,
     /// Pages that can be pinned at a time.
     pub pins: usize,
 }
@@ -36,11 +43,23 @@ pub fn step<const P: usize, const V: usize, const G: usize>(
     lack: Option<Pool>,
 ) -> (Outcome, State<P, V, G>) {
     let mut next = *state;
-    let mut turn = Turn { world, state: &mut next, lack };
-    match turn.serve(call) {
+    match step_in_place(world, &mut next, call, lack) {
         Ok(outcome) => (outcome, next),
         Err(refusal) => (refusal, *state),
     }
+}
+
+/// The same for a state that is too large to be copied.
+///
+/// # Errors
+/// The outcome of a call that is refused. Nothing has changed, as far as the rules keep to their two halves.
+pub fn step_in_place<const P: usize, const V: usize, const G: usize>(
+    world: &World,
+    state: &mut State<P, V, G>,
+    call: Call,
+    lack: Option<Pool>,
+) -> Result<Outcome, Outcome> {
+    Turn { world, state, lack }.serve(call)
 }
 
 pub(crate) type Answer = Result<Outcome, Outcome>;
@@ -106,15 +125,15 @@ impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
     /// The pages are RAM that may change hands.
     pub(crate) fn memory(&self, run: Run) -> Result<(), Outcome> {
         match run.first {
-            first if first >= P as u64 => Err(PERMISSION),
-            first if first + run.count > P as u64 => Err(INVALID),
+            first if first >= self.world.pages => Err(PERMISSION),
+            first if first + run.count > self.world.pages => Err(INVALID),
             _ => Ok(()),
         }
     }
 
     /// The guest pages lie in the guest's address space.
     pub(crate) fn span(&self, run: Run) -> Result<(), Outcome> {
-        let fits = run.first.checked_add(run.count).is_some_and(|end| end <= G as u64);
+        let fits = run.first.checked_add(run.count).is_some_and(|end| end <= self.world.gfns);
         if fits { Ok(()) } else { Err(Outcome::Refused(Error::Range)) }
     }
 

@@ -6,7 +6,7 @@ use crate::worlds;
 use abi::page::Pool;
 
 /// Where the explorer's small tests play.
-const WORLD: World = World { pfn: 0x40_0100, gfn: 0x100, pins: 2 };
+const WORLD: World = World { pfn: 0x40_0100, pages: 4, gfn: 0x100, gfns: 1, pins: 2 };
 
 type Small = State<4, 1, 1>;
 
@@ -48,7 +48,8 @@ fn a_small_world_breaks_nothing() {
 fn merging_states_loses_no_outcome() {
     let calls = worlds::honest().calls.into_iter();
     let calls = calls.filter(|call| !matches!(call, Call::Hold { .. } | Call::HostStore { .. })).collect();
-    let mut game: Game<4, 1, 2> = Game { world: WORLD, calls, honest: false, merged: true, rules: step };
+    let world = World { gfns: 2, ..WORLD };
+    let mut game: Game<4, 1, 2> = Game { world, calls, honest: false, merged: true, rules: step };
     game.calls.retain(|call| !matches!(call, Call::ShareHyp { .. } | Call::GuestStore { .. }));
     let merged = game.explore();
     game.merged = false;

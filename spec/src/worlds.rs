@@ -101,8 +101,10 @@ pub fn explore(name: &str) -> Option<Report> {
     })
 }
 
-/// A world in the middle of a region.
-const MIDDLE: World = World { pfn: 0x40_0100, gfn: 0x100, pins: 2 };
+/// A world of so many pages and guest pages, in the middle of a region.
+const fn middle(pages: u64, gfns: u64) -> World {
+    World { pfn: 0x40_0100, pages, gfn: 0x100, gfns, pins: 2 }
+}
 
 /// A host that does as it likes.
 pub fn hostile() -> Game<6, 2, 2> {
@@ -123,7 +125,7 @@ pub fn hostile() -> Game<6, 2, 2> {
         of_vm(&mut calls, vm, 2);
     }
     absurd(&mut calls, 6, 2);
-    Game { world: MIDDLE, calls, honest: false, merged: true, rules: step }
+    Game { world: middle(6, 2), calls, honest: false, merged: true, rules: step }
 }
 
 /// A host that means well, with programs that map pages of a guest_memfd.
@@ -138,13 +140,13 @@ pub fn honest() -> Game<4, 1, 2> {
         create(&mut calls, root, false);
     }
     of_vm(&mut calls, 0, 2);
-    Game { world: MIDDLE, calls, honest: true, merged: true, rules: step }
+    Game { world: middle(4, 2), calls, honest: true, merged: true, rules: step }
 }
 
 /// Runs of pages, with a region's end in the middle of RAM and of the guest. Pages have neighbours here, so none
 /// stands for another, and no states are merged.
 pub fn runs() -> Game<6, 1, 3> {
-    let world = World { pfn: 0x40_01fc, gfn: 0x1ff, pins: 1 };
+    let world = World { pfn: 0x40_01fc, pages: 6, gfn: 0x1ff, gfns: 3, pins: 1 };
     let mut calls = Vec::new();
     for first in 0..7 {
         for count in 0..4 {

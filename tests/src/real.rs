@@ -48,7 +48,7 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
     pub fn new(poor: bool, gfn: u64) -> Self {
         let core = if poor { World::with_least_pool() } else { World::new() };
         let pins = hyp::ownership::share::MAX_PINNED;
-        let place = spec::World { pfn: HYP_START - P as u64, gfn, pins };
+        let place = spec::World { pfn: HYP_START - P as u64, pages: P as u64, gfn, gfns: G as u64, pins };
         Self { core, place, vms: Vec::new(), spare: SPARE, lacks: 0 }
     }
 
