@@ -14,12 +14,11 @@ use crate::pgtable::stage2::{Entry, Owner, Page, Sharing, Side, Stage2};
 use crate::pgtable::{Level, Table};
 use crate::pool::PagePool;
 use crate::pool::records::Records;
+use crate::sync::{AtomicBool, AtomicU64, Lock, Mutex, Ordering};
 use crate::vm::Vms;
 use abi::exit::Access;
 use abi::page::Permissions;
 use arrayvec::ArrayVec;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use spin::Mutex;
 
 /// VMID of the host.
 const HOST_VMID: u16 = 0;
@@ -155,8 +154,8 @@ impl<M: Machine> Hypervisor<M> {
             vms: Vms::new(),
             host_id,
             host_bits: setup.ipa_bits,
-            host: Mutex::new(Host { table, pool }),
-            hyp: Mutex::new(HypSpace { table: hyp_table, pins: Default::default() }),
+            host: Mutex::new(Lock::Host, Host { table, pool }),
+            hyp: Mutex::new(Lock::Hyp, HypSpace { table: hyp_table, pins: Default::default() }),
             records,
             force_write_back: setup.force_write_back,
             closed: AtomicBool::new(false),

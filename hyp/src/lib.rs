@@ -10,6 +10,7 @@
 //! | [`pool`] | memory of the hypervisor is counted, and its lack is an answer |
 //! | [`vm`] | a handle names one VM for ever; a vCPU is one CPU's at a time |
 //! | [`call`] | a number from outside is an allegation until it is checked |
+//! | [`sync`] | a lock is taken in its place in the order, and tests see to it |
 //! | [`hypervisor`] | all locks stand in one place and are taken in one order |
 //! | [`exception`] | EL1 finds what the architecture's own exception entry would leave |
 //! | [`psci`], [`smc`] | what is not known does not reach the firmware |
@@ -46,6 +47,7 @@ pub mod pgtable;
 pub mod pool;
 pub mod psci;
 pub mod smc;
+pub mod sync;
 #[cfg(any(test, feature = "sim"))]
 pub mod testing;
 pub mod vm;

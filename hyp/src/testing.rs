@@ -9,13 +9,20 @@ use crate::hypervisor::{Hypervisor, MAX_MAPPINGS, Mapping, Setup};
 use crate::machine::{Machine, Stage2Id, Tree};
 use crate::ownership::query::Census;
 use crate::pgtable::hyp_stage1::Rights;
+use crate::sync::{AtomicU64, Lock, Ordering, order};
 use crate::vm::context::{Context, Trap};
 use abi::host::{HostCall, HostResult};
 use abi::{HostState, VmFlags, VmHandle};
 use arrayvec::ArrayVec;
+use core::cell::Cell;
 use core::ptr::NonNull;
 use std::collections::VecDeque;
 use std::sync::Mutex;
+
+#[cfg(deed_shuttle)]
+use shuttle::thread_local;
+#[cfg(not(deed_shuttle))]
+use std::thread_local;
 
 /// First page of simulated RAM.
 pub const RAM_START: u64 = 0x4_0000;
@@ -30,18 +37,51 @@ pub const IPA_BITS: u32 = 40;
 /// EL2's private addresses begin here.
 pub const PRIVATE: u64 = 1 << 35;
 
+/// CPUs of the simulated machine. Threads that a test schedules have one more, whose only business it is to touch
+/// pages.
+pub const CPUS: usize = if cfg!(deed_shuttle) { 3 } else { 2 };
+
 /// A protected VM that takes shared pages back at once.
 pub const PROTECTED: VmFlags = VmFlags { protected: true, unshare_immediate: true, mmio_unguarded: false };
 
 /// What a guest does when it is run: changes its registers, and traps.
 pub type Step = Box<dyn FnMut(&mut Context) -> Trap + Send>;
 
-/// A simulated machine with a script for its guests.
+thread_local! {
+    static CPU: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The CPU that this thread is: the first one, unless it [`became`](become_cpu) another.
+pub fn this_cpu() -> usize {
+    CPU.with(Cell::get)
+}
+
+/// Makes this thread a CPU.
+///
+/// # Panics
+/// If there is no such CPU.
+pub fn become_cpu(cpu: usize) {
+    assert!(cpu < CPUS, "there are {CPUS} CPUs");
+    CPU.with(|this| this.set(cpu));
+}
+
+/// A simulated machine with a script for its guests. Threads are its CPUs.
 pub struct TestMachine {
     sim: sim::Sim,
-    cpu: usize,
-    script: Mutex<VecDeque<Step>>,
+    /// What the guests do that run on each CPU.
+    scripts: [Mutex<VecDeque<Step>>; CPUS],
+    /// Steps so far. Under shuttle this is also where another CPU may go on, before each step.
+    steps: AtomicU64,
+    /// What [`Machine::record_memory`] has shown.
+    records: Mutex<Vec<Vec<RecordPage>>>,
     needs_clean: bool,
+}
+
+/// Records stand in memory of the test, aligned as a page is.
+#[repr(align(4096))]
+#[derive(Clone)]
+struct RecordPage {
+    _bytes: [u8; 4096],
 }
 
 impl core::fmt::Debug for TestMachine {
@@ -57,13 +97,14 @@ impl Default for TestMachine {
 }
 
 impl TestMachine {
-    /// A machine with two CPUs, whose first one runs the hypervisor.
+    /// A machine with nothing on it.
     pub fn new() -> Self {
         let ram = vec![sim::Region { base: RAM_START << 12, size: RAM_PAGES << 12 }];
         Self {
-            sim: sim::Sim::new(sim::Config { ram, cpus: 2 }),
-            cpu: 0,
-            script: Mutex::new(VecDeque::new()),
+            sim: sim::Sim::new(sim::Config { ram, cpus: CPUS }),
+            scripts: Default::default(),
+            steps: AtomicU64::new(0),
+            records: Mutex::default(),
             needs_clean: true,
         }
     }
@@ -71,6 +112,30 @@ impl TestMachine {
     /// The simulated hardware.
     pub fn sim(&self) -> &sim::Sim {
         &self.sim
+    }
+
+    /// The simulated hardware, for this CPU's next step.
+    fn step(&self) -> &sim::Sim {
+        self.steps.fetch_add(1, Ordering::SeqCst);
+        &self.sim
+    }
+
+    /// Whoever writes to a table that is in use holds the lock of the table's owner.
+    #[track_caller]
+    fn check_lock(&self, at: PhysAddr) {
+        let owner = match self.sim.table_regime(at.as_u64()) {
+            None => return,
+            Some(sim::Regime::El2) => Lock::Hyp,
+            Some(sim::Regime::Stage2 { vmid }) => match vmid.checked_sub(1) {
+                None => Lock::Host,
+                Some(slot) => Lock::Vm(u8::try_from(slot).unwrap_or(u8::MAX)),
+            },
+        };
+        let held = order::held();
+        assert!(
+            held.contains(&owner),
+            "a table is written without its owner's lock {owner:?}, under {held:?}"
+        );
     }
 
     /// A run of pages of RAM.
@@ -84,9 +149,18 @@ impl TestMachine {
         }
     }
 
-    /// Adds what a guest does at its next run that has no step yet.
+    /// Adds what a guest does at its next run on this CPU that has no step yet.
     pub fn push_step(&self, step: impl FnMut(&mut Context) -> Trap + Send + 'static) {
-        lock(&self.script).push_back(Box::new(step));
+        if let Some(script) = self.scripts.get(this_cpu()) {
+            lock(script).push_back(Box::new(step));
+        }
+    }
+
+    /// Drops the steps of this CPU's guests that were not made.
+    pub fn drop_steps(&self) {
+        if let Some(script) = self.scripts.get(this_cpu()) {
+            lock(script).clear();
+        }
     }
 }
 
@@ -100,25 +174,27 @@ fn bytes(pages: u64) -> u64 {
 
 impl Machine for TestMachine {
     fn read_descriptor(&self, at: PhysAddr) -> u64 {
-        self.sim.load64(at.as_u64())
+        self.step().load64(at.as_u64())
     }
 
+    #[track_caller]
     fn write_descriptor(&self, at: PhysAddr, value: u64) {
-        self.sim.write_desc(at.as_u64(), value);
+        self.check_lock(at);
+        self.step().write_desc(at.as_u64(), value);
     }
 
     fn publish(&self) {
-        self.sim.dsb_ishst();
+        self.step().dsb_ishst();
     }
 
     fn invalidate_stage2(&self, id: Stage2Id, pages: Pages<Gfn>) {
         let ipa = pages.start().base().as_u64();
-        self.sim.tlbi_stage2_ipa(self.cpu, id.vmid, ipa, bytes(pages.count()));
+        self.step().tlbi_stage2_ipa(this_cpu(), id.vmid, ipa, bytes(pages.count()));
     }
 
     fn retire_stage2(&self, id: Stage2Id) {
-        self.sim.retire_root(id.root.base().as_u64());
-        self.sim.tlbi_stage2_vmid(self.cpu, id.vmid);
+        self.step().retire_root(id.root.base().as_u64());
+        self.step().tlbi_stage2_vmid(this_cpu(), id.vmid);
     }
 
     fn adopt(&self, tree: Tree, input_bits: u32) {
@@ -126,19 +202,19 @@ impl Machine for TestMachine {
             Tree::Stage2(id) => (id.root, sim::TableKind::Stage2 { vmid: id.vmid, ipa_bits: input_bits }),
             Tree::Hyp(root) => (root, sim::TableKind::El2 { va_bits: input_bits }),
         };
-        self.sim.table_root(root.base().as_u64(), kind);
+        self.step().table_root(root.base().as_u64(), kind);
     }
 
     fn invalidate_hyp(&self, pages: Pages<Vpn>) {
-        self.sim.tlbi_hyp_va(self.cpu, pages.start().base().as_u64(), bytes(pages.count()));
+        self.step().tlbi_hyp_va(this_cpu(), pages.start().base().as_u64(), bytes(pages.count()));
     }
 
     fn wipe(&self, page: Pfn) {
-        self.sim.wipe_page(page.base().as_u64());
+        self.step().wipe_page(page.base().as_u64());
     }
 
     fn clean(&self, page: Pfn) {
-        self.sim.clean_page(page.base().as_u64());
+        self.step().clean_page(page.base().as_u64());
     }
 
     fn needs_clean(&self) -> bool {
@@ -146,11 +222,11 @@ impl Machine for TestMachine {
     }
 
     fn invalidate_icache(&self) {
-        self.sim.invalidate_icache();
+        self.step().invalidate_icache();
     }
 
     fn run(&self, _id: Stage2Id, context: &mut Context) -> Trap {
-        let step = lock(&self.script).pop_front();
+        let step = self.scripts.get(this_cpu()).and_then(|script| lock(script).pop_front());
         match step {
             Some(mut step) => step(context),
             None => Trap::Irq,
@@ -160,14 +236,10 @@ impl Machine for TestMachine {
     fn forget_vcpu(&self, _id: Stage2Id) {}
 
     fn record_memory(&self, pages: Pages<Pfn>) -> Option<NonNull<u8>> {
-        // Records stand in memory of the test, aligned as a page is; it is never given back.
-        #[repr(align(4096))]
-        #[derive(Clone)]
-        struct Page {
-            _bytes: [u8; 4096],
-        }
-        let memory = vec![Page { _bytes: [0; 4096] }; usize::try_from(pages.count()).ok()?].leak();
-        NonNull::new(memory.as_mut_ptr().cast())
+        let mut memory = vec![RecordPage { _bytes: [0; 4096] }; usize::try_from(pages.count()).ok()?];
+        let start = NonNull::new(memory.as_mut_ptr().cast());
+        lock(&self.records).push(memory);
+        start
     }
 }
 
@@ -259,12 +331,12 @@ impl World {
         self.hyp.machine().sim()
     }
 
-    /// Makes a call as the host on CPU 0, through its registers.
+    /// Makes a call as the host on this thread's CPU, through its registers.
     ///
     /// # Panics
     /// If the call is not served.
     pub fn call(&self, call: HostCall) -> HostResult {
-        match self.hyp.host_call(0, &call.encode()) {
+        match self.hyp.host_call(this_cpu(), &call.encode()) {
             crate::call::host::HostReply::Done(result) => result,
             crate::call::host::HostReply::NotSupported => panic!("not served: {call:?}"),
         }
@@ -282,7 +354,7 @@ impl World {
 
     /// Lets every CPU's TLB hold every translation of the host that there is, as hardware may.
     pub fn load_all(&self) {
-        for cpu in 0..2 {
+        for cpu in 0..CPUS {
             self.sim().speculate(cpu, self.host());
         }
     }
@@ -356,7 +428,7 @@ impl World {
     /// Whether the host could read a page of RAM now, by the tables or by any TLB.
     pub fn host_reads(&self, page: u64) -> bool {
         let ipa = RAM_START.saturating_add(page) << crate::addr::PAGE_SHIFT;
-        (0..2).any(|cpu| self.sim().access_stage2(cpu, self.host(), ipa, sim::Access::Read).is_ok())
+        (0..CPUS).any(|cpu| self.sim().access_stage2(cpu, self.host(), ipa, sim::Access::Read).is_ok())
     }
 
     /// The page of RAM that a guest reads at one of its pages.
@@ -386,5 +458,40 @@ impl World {
         assert!(violations.is_empty(), "page-table discipline: {violations:?}");
         let stale: Vec<_> = self.sim().stale_entries(None);
         assert!(stale.is_empty(), "stale translations: {stale:?}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "a table is written without its owner's lock Host, under [Hyp]")]
+    fn a_table_written_without_its_owners_lock_is_noticed() {
+        let world = World::new();
+        let _hyp = world.hyp.hyp.lock();
+        world.hyp.machine().write_descriptor(world.hyp.host_stage2().root.base(), 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "a table is written without its owner's lock Vm(0), under [Vm(1)]")]
+    fn the_lock_of_another_vm_does_not_do() {
+        let world = World::new();
+        let [first, second] = [0x1000, 0x2000].map(|root| world.vm(PROTECTED, root, 0));
+        let id = world.hyp.with_vm(first, |vm| vm.id());
+        let root = id.map(|id| id.root.base()).expect("the VM is there");
+        world.hyp.with_vm(second, |_| world.hyp.machine().write_descriptor(root, 0));
+    }
+
+    #[test]
+    fn a_guest_does_what_is_scripted_for_the_cpu_that_runs_it() {
+        let machine = TestMachine::new();
+        let id = Stage2Id { vmid: 1, root: machine.ram(0, 1).start() };
+        machine.push_step(|_| Trap::Retry);
+        let run = |cpu| {
+            become_cpu(cpu);
+            machine.run(id, &mut Context::default())
+        };
+        assert_eq!([run(1), run(0), run(0)], [Trap::Irq, Trap::Retry, Trap::Irq]);
     }
 }

@@ -6,6 +6,7 @@ use abi::host::HostCall;
 use abi::page::{Pool, VmFlags, VmHandle};
 use hyp::addr::{Gfn, PAGE_SIZE, Pages, PhysAddr, Vpn};
 use hyp::machine::{Machine, Stage2Id, Tree};
+use hyp::sync::{Lock, Mutex};
 use hyp::testing::{HYP_PAGES, HYP_START, RAM_PAGES, RAM_START, TestMachine, World};
 use sim::{Access, El2Stage1, Event, FaultKind, TableKind};
 
@@ -40,6 +41,9 @@ fn each_operation_of_the_machine_reaches_the_simulated_one() {
     machine.wipe(root.get(1).unwrap());
     machine.adopt(Tree::Stage2(id), 40);
     machine.sim().clear();
+    // Whoever writes to a table in use holds its owner's lock: VMID 5 is the VM in slot 4.
+    let lock = Mutex::new(Lock::Vm(4), ());
+    let _held = lock.lock();
 
     machine.write_descriptor(PhysAddr::new(RAM + 8).unwrap(), 0x70);
     machine.publish();

@@ -166,6 +166,13 @@ impl Sim {
         self.lock().tables.is_table(page_of(pa))
     }
 
+    /// Tells whose translation the live table that `pa` is in is part of: whoever writes to it must have that
+    /// owner's leave.
+    #[must_use]
+    pub fn table_regime(&self, pa: u64) -> Option<Regime> {
+        self.lock().tables.regime(page_of(pa))
+    }
+
     /// Returns the bytes that one descriptor of a level covers: 512 GiB, 1 GiB, 2 MiB, 4 KiB.
     ///
     /// # Panics
@@ -246,6 +253,15 @@ mod tests {
         );
         sim.table_root(RAM, KIND);
         assert_eq!(sim.events().last(), Some(&Event::TableRoot { pa: RAM, kind: KIND }));
+    }
+
+    #[test]
+    fn a_live_table_is_told_by_whose_it_is() {
+        let sim = mapped();
+        assert_eq!(sim.table_regime(RAM + 8), Some(Regime::Stage2 { vmid: 7 }));
+        assert_eq!(sim.table_regime(RAM + 0x1000), None);
+        sim.retire_root(RAM);
+        assert_eq!(sim.table_regime(RAM), None);
     }
 
     #[test]

@@ -183,6 +183,14 @@ impl Tables {
         }
     }
 
+    /// Returns whose translation a live table is part of.
+    pub(crate) fn regime(&self, table: u64) -> Option<Regime> {
+        match self.roles.get(&table) {
+            Some(Role::Live(place)) => Some(place.regime),
+            _ => None,
+        }
+    }
+
     /// Makes a table root of a translation.
     pub(crate) fn set_root(&mut self, ram: &Ram, space: &Space, out: &mut Vec<Violation>) {
         let root = space.root;

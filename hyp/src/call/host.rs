@@ -8,10 +8,10 @@ use crate::Hypervisor;
 use crate::addr::{Pages, Pfn};
 use crate::machine::Machine;
 use crate::ownership::query::host_state;
+use crate::sync::Ordering;
 use crate::vm::{MAX_VCPUS, MAX_VMS};
 use abi::Error;
 use abi::host::{CALL_WORDS, DecodeError, HostCall, HostResult, VERSION_MAJOR, VERSION_MINOR};
-use core::sync::atomic::Ordering;
 
 /// The answer to a call of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,7 +144,7 @@ impl<M: Machine> Hypervisor<M> {
             HostCall::TestPin { pfn } => with_page(pfn, &|page| super::unit(self.pin(page))),
             HostCall::TestUnpin { pfn } => with_page(pfn, &|page| super::unit(self.unpin(page))),
             _ => {
-                let read = |counter: &core::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+                let read = |counter: &crate::sync::AtomicU64| counter.load(Ordering::Relaxed);
                 HostResult::ok(&[
                     read(&self.counters.aborts_injected),
                     read(&self.counters.aborts_retried),

@@ -8,12 +8,12 @@
 
 use super::Lacking;
 use crate::addr::PAGE_SIZE;
+use crate::sync::{Lock, Mutex};
 use abi::page::Pool;
 use core::alloc::Layout;
 use core::fmt;
 use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
-use spin::Mutex;
 
 /// Largest block: 2^(ORDER-1) bytes. Records are far smaller; this bounds what a top-up may add at once.
 const ORDER: usize = 24;
@@ -37,7 +37,7 @@ unsafe impl<T: Sync> Sync for Record<T> {}
 impl Records {
     /// A heap without memory.
     pub const fn new() -> Self {
-        Self { heap: Mutex::new(buddy_system_allocator::Heap::empty()) }
+        Self { heap: Mutex::new(Lock::Records, buddy_system_allocator::Heap::empty()) }
     }
 
     /// Adds memory to the heap, for ever.

@@ -30,10 +30,9 @@ use crate::addr::{Pages, Pfn};
 use crate::machine::{Machine, Stage2Id};
 use crate::ownership::guest::GuestSpace;
 use crate::pool::records::{Record, Records};
+use crate::sync::{AtomicBool, Lock, Mutex, MutexGuard, Ordering};
 use abi::{Error, VmFlags, VmHandle};
-use core::sync::atomic::{AtomicBool, Ordering};
 use power::Power;
-use spin::{Mutex, MutexGuard};
 use vcpu::{Residency, Vcpu};
 
 /// VMs at a time. A VMID is the slot's number plus one and must fit 8 bits, 0 being the host's.
@@ -288,12 +287,15 @@ pub struct VmGuard<'a>(MutexGuard<'a, Slot>);
 
 impl Vms {
     /// No VMs.
-    pub const fn new() -> Self {
+    pub fn new() -> Self {
         Self {
-            creation: Mutex::new(()),
-            places: [const {
-                Place { slot: Mutex::new(Slot { generation: 1, vm: None }), ended: AtomicBool::new(false) }
-            }; MAX_VMS],
+            creation: Mutex::new(Lock::Creation, ()),
+            places: core::array::from_fn(|number| {
+                let slot = Slot { generation: 1, vm: None };
+                // There are no more VMs than fit.
+                let lock = Lock::Vm(u8::try_from(number).unwrap_or(u8::MAX));
+                Place { slot: Mutex::new(lock, slot), ended: AtomicBool::new(false) }
+            }),
         }
     }
 

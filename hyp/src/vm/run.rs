@@ -13,6 +13,7 @@ use crate::call::unit;
 use crate::machine::Machine;
 use crate::ownership::query::GuestPage;
 use crate::ownership::{self, Progress};
+use crate::sync::Ordering;
 use crate::vm::guest_call::{Answer, GuestCall, Request, answer, first_chunk};
 use crate::vm::inject::{Exception, guest_state};
 use crate::vm::power::{self, Outcome, Power};
@@ -23,7 +24,6 @@ use abi::guest::INVALID_PARAMETER;
 use abi::host::HostResult;
 use abi::smccc::{NOT_SUPPORTED, SUCCESS};
 use abi::{Error, VmHandle, psci};
-use core::sync::atomic::Ordering;
 
 /// ESR_EL2 fields (Arm ARM D24.2.40).
 mod esr {
