@@ -14,7 +14,8 @@ use hyp::testing::{HYP_START, RAM_START, World};
 use hyp::vm::context::{Context, Trap};
 use spec::state::{Content, GuestEntry, HostEntry, Phase, Sharing, VCPUS};
 use spec::{Call, Outcome, Run, State};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// RAM from here on is given behind the scenes.
 const SPARE: u64 = RAM_START + 0x1000;
@@ -31,25 +32,30 @@ struct RealVm {
     waits: [bool; VCPUS],
 }
 
-/// The real core, and where the world lies in it.
+/// The real core, and where the world lies in it. Several threads may play at a time, each a CPU of its own.
 #[derive(Debug)]
 pub struct Real<const P: usize, const V: usize, const G: usize> {
     core: World,
     place: spec::World,
-    vms: Vec<RealVm>,
-    spare: u64,
+    /// Never held while the core does something.
+    vms: Mutex<Vec<RealVm>>,
+    spare: AtomicU64,
     /// How many pages the last call lacked.
-    lacks: u64,
+    lacks: AtomicU64,
 }
 
 impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
     /// A core whose world ends where RAM that may change hands ends: before the hypervisor's image. With
     /// `poor`, it has as few table pages as it can have. Guest pages begin at `gfn`.
     pub fn new(poor: bool, gfn: u64) -> Self {
-        let core = if poor { World::with_least_pool() } else { World::new() };
+        Self::on(if poor { World::with_least_pool() } else { World::new() }, gfn)
+    }
+
+    /// The same on a core that is there.
+    pub fn on(core: World, gfn: u64) -> Self {
         let pins = hyp::ownership::share::MAX_PINNED;
         let place = spec::World { pfn: HYP_START - P as u64, pages: P as u64, gfn, gfns: G as u64, pins };
-        Self { core, place, vms: Vec::new(), spare: SPARE, lacks: 0 }
+        Self { core, place, vms: Mutex::default(), spare: AtomicU64::new(SPARE), lacks: AtomicU64::new(0) }
     }
 
     /// Where the world lies.
@@ -62,13 +68,34 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
         self.core.load_all();
     }
 
-    fn handle(&self, vm: u8) -> VmHandle {
-        let known = self.vms.get(usize::from(vm)).map(|vm| vm.handle);
+    /// The core.
+    pub fn core(&self) -> &World {
+        &self.core
+    }
+
+    fn vms(&self) -> MutexGuard<'_, Vec<RealVm>> {
+        self.vms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn vm(&self, vm: u8) -> Option<RealVm> {
+        self.vms().get(usize::from(vm)).copied()
+    }
+
+    /// Notes something about a VM.
+    fn note(&self, vm: u8, change: impl FnOnce(&mut RealVm)) {
+        if let Some(vm) = self.vms().get_mut(usize::from(vm)) {
+            change(vm);
+        }
+    }
+
+    /// The handle of a VM, or one that nobody has.
+    pub fn handle(&self, vm: u8) -> VmHandle {
+        let known = self.vm(vm).map(|vm| vm.handle);
         known.unwrap_or_else(|| VmHandle::new(200, 7).expect("a handle that nobody has"))
     }
 
     /// Makes a call as whoever makes it.
-    pub fn play(&mut self, call: Call) -> Outcome {
+    pub fn play(&self, call: Call) -> Outcome {
         let pfn = |first: u64| self.place.pfn.saturating_add(first);
         let gfn = |first: u64| self.place.gfn.saturating_add(first);
         let handle = |vm| self.handle(vm);
@@ -110,14 +137,14 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
             Call::UnshareAck { vm, vcpu } => {
                 let outcome = self.host(HostCall::UnshareAck { vm: handle(vm), vcpu: vcpu.into() });
                 if let Outcome::Done(_) = outcome {
-                    self.vms[usize::from(vm)].waits[usize::from(vcpu)] = false;
+                    self.note(vm, |vm| vm.waits[usize::from(vcpu)] = false);
                 }
                 outcome
             }
             Call::VmTeardownStart { vm } => {
                 let outcome = self.host(HostCall::VmTeardownStart { vm: handle(vm) });
                 if let Outcome::Done(_) = outcome {
-                    self.vms[usize::from(vm)].live = false;
+                    self.note(vm, |vm| vm.live = false);
                 }
                 outcome
             }
@@ -152,16 +179,16 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
         }
     }
 
-    fn host(&mut self, call: HostCall) -> Outcome {
+    fn host(&self, call: HostCall) -> Outcome {
         let result = self.core.call(call);
         self.outcome(result)
     }
 
-    fn outcome(&mut self, result: HostResult) -> Outcome {
+    fn outcome(&self, result: HostResult) -> Outcome {
         match result.outcome {
             Ok(()) => Outcome::Done(result.values[0]),
             Err(Error::NoMemory) => {
-                self.lacks = result.values[0];
+                self.lacks.store(result.values[0], Ordering::Relaxed);
                 Outcome::Lacking(Pool::from_word(result.values[1]).expect("a pool"))
             }
             Err(error) => Outcome::Refused(error),
@@ -172,10 +199,17 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
     ///
     /// # Panics
     /// If that does not help.
-    pub fn serve_lack(&mut self, pool: Pool, vm: Option<u8>) {
-        let pages = self.lacks;
-        let pfn = self.spare.next_multiple_of(pages);
-        self.spare = pfn + pages;
+    pub fn serve_lack(&self, pool: Pool, vm: Option<u8>) {
+        self.supply(pool, vm, self.lacks.load(Ordering::Relaxed));
+    }
+
+    /// Gives pages to a pool behind the scenes.
+    ///
+    /// # Panics
+    /// If they are refused.
+    pub fn supply(&self, pool: Pool, vm: Option<u8>, pages: u64) {
+        let pfn = self.spare.load(Ordering::Relaxed).next_multiple_of(pages);
+        self.spare.store(pfn + pages, Ordering::Relaxed);
         let give = match (pool, vm) {
             (Pool::Vm, Some(vm)) => HostCall::VmTopUp { vm: self.handle(vm), pfn, pages },
             (Pool::Vm, None) => panic!("a VM's pool lacks pages in a call about no VM"),
@@ -192,12 +226,12 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
             }
         }
         if let (Pool::Vm, Some(vm)) = (pool, vm) {
-            self.vms[usize::from(vm)].hidden += pages;
+            self.note(vm, |vm| vm.hidden += pages);
         }
     }
 
     /// Makes a VM with two vCPUs, both on.
-    fn create(&mut self, protected: bool, immediate: bool, root: u64) -> Outcome {
+    fn create(&self, protected: bool, immediate: bool, root: u64) -> Outcome {
         let flags = VmFlags { protected, unshare_immediate: immediate, mmio_unguarded: false };
         let word = match self.host(HostCall::VmCreate { flags, root }) {
             Outcome::Done(word) => word,
@@ -218,8 +252,9 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
             });
             assert_eq!(exit, Some(Exit::CpuOn { vcpu }));
         }
-        self.vms.push(RealVm { handle, hidden: 0, live: true, waits: [false; VCPUS] });
-        Outcome::Created(self.vms.len() as u8 - 1)
+        let mut vms = self.vms();
+        vms.push(RealVm { handle, hidden: 0, live: true, waits: [false; VCPUS] });
+        Outcome::Created(vms.len() as u8 - 1)
     }
 
     fn run(
@@ -234,7 +269,7 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
         Some(Exit::from_words(result.values).expect("an exit"))
     }
 
-    fn finish(&mut self, vm: u8) -> Outcome {
+    fn finish(&self, vm: u8) -> Outcome {
         let handle = self.handle(vm);
         let mut back = 0;
         loop {
@@ -244,14 +279,14 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
             }
             back += result.values[0];
             if result.values[1] == 0 {
-                return Outcome::Ended(back - self.vms[usize::from(vm)].hidden);
+                return Outcome::Ended(back - self.vm(vm).map_or(0, |vm| vm.hidden));
             }
         }
     }
 
     /// A guest's call whose vCPU does not matter.
     fn guest(
-        &mut self,
+        &self,
         vm: u8,
         gfns: Run,
         missing_exits: bool,
@@ -267,7 +302,7 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
             Err(CoreError::NoVm | CoreError::WrongVm) => Outcome::NotServed,
             Err(CoreError::Missing(gfn)) if missing_exits => Outcome::Missing(gfn.as_u64() - self.place.gfn),
             Err(CoreError::Lacking(lacking)) => {
-                self.lacks = lacking.pages;
+                self.lacks.store(lacking.pages, Ordering::Relaxed);
                 Outcome::Lacking(lacking.pool)
             }
             Err(_) => Outcome::InvalidParameter,
@@ -275,8 +310,8 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
     }
 
     /// MEM_UNSHARE by a vCPU that runs.
-    fn unshare(&mut self, vm: u8, vcpu: u8, gfns: Run) -> Outcome {
-        let Some(of) = self.vms.get(usize::from(vm)).copied() else { return Outcome::NotServed };
+    fn unshare(&self, vm: u8, vcpu: u8, gfns: Run) -> Outcome {
+        let Some(of) = self.vm(vm) else { return Outcome::NotServed };
         if !of.live || of.waits[usize::from(vcpu)] {
             return Outcome::NotServed;
         }
@@ -289,11 +324,11 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
         match exit {
             Some(Exit::Unshare { ipa: asked, pages }) => {
                 assert_eq!(asked, ipa);
-                self.vms[usize::from(vm)].waits[usize::from(vcpu)] = true;
+                self.note(vm, |vm| vm.waits[usize::from(vcpu)] = true);
                 return Outcome::Asked(pages);
             }
             Some(Exit::NeedPages { pool, pages }) => {
-                self.lacks = pages;
+                self.lacks.store(pages, Ordering::Relaxed);
                 return Outcome::Lacking(pool);
             }
             Some(Exit::Interrupted) => {}
@@ -313,8 +348,8 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
         }
     }
 
-    fn guest_store(&mut self, vm: u8, gfn: u64) -> Outcome {
-        let Some(of) = self.vms.get(usize::from(vm)).filter(|vm| vm.live) else { return Outcome::NotServed };
+    fn guest_store(&self, vm: u8, gfn: u64) -> Outcome {
+        let Some(of) = self.vm(vm).filter(|vm| vm.live) else { return Outcome::NotServed };
         let ipa = (self.place.gfn + gfn) << 12;
         match self.core.sim().access_stage2(1, self.core.guest(of.handle), ipa, sim::Access::Write) {
             Ok(pa) => {
