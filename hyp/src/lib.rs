@@ -11,6 +11,7 @@
 //! | [`vm`] | a handle names one VM for ever; a vCPU is one CPU's at a time |
 //! | [`call`] | a number from outside is an allegation until it is checked |
 //! | [`sync`] | a lock is taken in its place in the order, and tests see to it |
+//! | `watch`, `oracle` | whoever watches a transition sees it under its locks, and changes nothing |
 //! | [`hypervisor`] | all locks stand in one place and are taken in one order |
 //! | [`exception`] | EL1 finds what the architecture's own exception entry would leave |
 //! | [`psci`], [`smc`] | what is not known does not reach the firmware |
@@ -42,6 +43,9 @@ pub mod exception;
 pub mod hypervisor;
 pub mod machine;
 pub mod memory;
+// Its lock would be held while shuttle schedules another CPU.
+#[cfg(all(feature = "oracle", not(deed_shuttle)))]
+pub mod oracle;
 pub mod ownership;
 pub mod pgtable;
 pub mod pool;
@@ -51,6 +55,7 @@ pub mod sync;
 #[cfg(any(test, feature = "sim"))]
 pub mod testing;
 pub mod vm;
+mod watch;
 
 pub use hypervisor::{Hypervisor, Mapping, Setup, SetupError};
 

@@ -109,6 +109,16 @@ pub trait Machine {
     /// A simulated machine keeps records beside its RAM.
     fn clean_record(&self, _start: *const u8, _bytes: usize) {}
 
+    /// Whether every byte of a page reads as zero.
+    #[cfg(feature = "oracle")]
+    fn is_zeros(&self, page: Pfn) -> bool;
+
+    /// Nanoseconds of the system counter, to tell what the oracle costs. A simulated machine has no time.
+    #[cfg(feature = "oracle")]
+    fn now(&self) -> u64 {
+        0
+    }
+
     /// Where EL2 reads and writes the records in a page that it owns, as the address of its first byte in
     /// the implementation's own address space: EL2's identity map, or memory of the test.
     fn record_memory(&self, pages: Pages<Pfn>) -> Option<core::ptr::NonNull<u8>>;

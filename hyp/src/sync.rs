@@ -34,6 +34,9 @@ pub enum Lock {
     Hyp,
     /// The VM in this slot, its stage-2 and its pool.
     Vm(u8),
+    /// The oracle's own state.
+    #[cfg(feature = "oracle")]
+    Oracle,
     /// The heap of records.
     Records,
 }

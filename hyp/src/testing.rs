@@ -235,6 +235,14 @@ impl Machine for TestMachine {
 
     fn forget_vcpu(&self, _id: Stage2Id) {}
 
+    #[cfg(feature = "oracle")]
+    fn is_zeros(&self, page: Pfn) -> bool {
+        let start = page.base().as_u64();
+        (start..start.saturating_add(crate::addr::PAGE_SIZE))
+            .step_by(8)
+            .all(|at| self.sim.load64(at) == 0 && self.sim.load64_uncached(at) == 0)
+    }
+
     fn record_memory(&self, pages: Pages<Pfn>) -> Option<NonNull<u8>> {
         let mut memory = vec![RecordPage { _bytes: [0; 4096] }; usize::try_from(pages.count()).ok()?];
         let start = NonNull::new(memory.as_mut_ptr().cast());

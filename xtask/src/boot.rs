@@ -4,6 +4,7 @@ use crate::aftermath::Aftermath;
 use crate::console::{Console, Ending, Expectation};
 use crate::elf;
 use crate::images::{Builder, Images};
+use crate::oracle;
 use crate::ram::RamFile;
 use crate::report::Check;
 use crate::scenario::{Machine, Scenario};
@@ -34,6 +35,8 @@ pub(crate) struct Options {
     pub(crate) verbose: bool,
     /// Wait for a debugger.
     pub(crate) gdb: bool,
+    /// Boot the image that has the oracle, and count instructions.
+    pub(crate) oracle: bool,
     /// Run the control image too, where the scenario has one.
     pub(crate) control: bool,
     /// Seconds, instead of the scenario's.
@@ -89,7 +92,9 @@ pub(crate) fn scenario(
     machine: &Machine,
     options: &Options,
 ) -> Result<Outcome> {
-    let images = builder.images(&scenario.features)?;
+    let mut features = scenario.features.clone();
+    features.extend(options.oracle.then(|| oracle::FEATURE.to_owned()));
+    let images = builder.images(&features)?;
     let test_calls = builder.has_test_calls();
     let mut began = Instant::now();
     let start = Start::new(tree, &images, scenario, machine)?;
@@ -106,6 +111,9 @@ pub(crate) fn scenario(
     }
     if scenario.walk.is_some() {
         checks.push(aftermath.walk());
+    }
+    if options.oracle && scenario.stop.is_none() {
+        checks.push(oracle::check(&console));
     }
     drop(start);
     let mut duration = began.elapsed();
@@ -147,7 +155,7 @@ impl<'a> Start<'a> {
         Ok(Self { images, scenario, machine, nonce: secret::nonce()?, secret_nonce, ram })
     }
 
-    fn command(&self, gdb: bool) -> Command {
+    fn command(&self, gdb: bool, oracle: bool) -> Command {
         let mut board = "virt,virtualization=on,gic-version=3,its=off,dtb-randomness=off".to_owned();
         let mut command = Command::new(QEMU);
         if let Some(ram) = &self.ram {
@@ -176,6 +184,10 @@ impl<'a> Start<'a> {
             format!("guest-loader,addr={:#x},kernel={},bootargs={args}", boot.host, file(&self.images.host));
         let ramdisk = format!("guest-loader,addr={:#x},initrd={}", boot.ramdisk, file(&self.images.ramdisk));
         command.args(["-device", &host, "-device", &ramdisk]);
+        if oracle {
+            // One nanosecond of virtual time an instruction, so that time tells instructions.
+            command.args(["-icount", "shift=0,sleep=off"]);
+        }
         if gdb {
             command.args(["-S", "-gdb", "tcp:localhost:1234"]);
         }
@@ -194,7 +206,7 @@ impl<'a> Start<'a> {
     }
 
     fn run(&self, tree: &Tree, options: &Options, log: &std::path::Path) -> Result<(Console, Ending)> {
-        let mut command = self.command(options.gdb);
+        let mut command = self.command(options.gdb, options.oracle);
         if options.verbose {
             eprintln!("{}", command_line(&command));
         }
@@ -357,7 +369,7 @@ mod tests {
     #[test]
     fn the_runs_nonce_is_in_the_hypervisors_arguments_only_and_commas_are_doubled() {
         with_start("args = [\"x,y\"]\n[boot]\nappend = \"deed.x=1\"", None, |start| {
-            let command = start.command(false);
+            let command = start.command(false, false);
             let args: Vec<String> =
                 command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
             let with_nonce: Vec<_> = args.iter().filter(|arg| arg.contains("00ab")).collect();

@@ -3,6 +3,7 @@
 
 use crate::cpio::Archive;
 use crate::elf;
+use crate::oracle;
 use crate::toolchain::Toolchain;
 use crate::tree::Tree;
 use crate::ui::{Task, command_line};
@@ -93,6 +94,7 @@ impl<'a> Builder<'a> {
         let elf = built.only(HYP)?;
         let flat = elf::flatten(&elf)?;
         elf::check_arm64_header(&flat).context("the hypervisor's image")?;
+        oracle::check_image(&elf, features.iter().any(|feature| feature == oracle::FEATURE))?;
         std::fs::write(folder.join(format!("{name}.img")), flat)?;
         std::fs::write(folder.join(format!("{name}.elf")), elf)?;
         Ok(())

@@ -9,6 +9,7 @@
 //! | [`boot`] | one run of QEMU, from the command line to the checks |
 //! | [`console`] | what a console says, and whether that is a pass |
 //! | [`aftermath`] | the memory that a run leaves behind, and what must not be in it: [`ram`], [`secret`], [`stage2`] |
+//! | [`oracle`] | what the oracle build says of itself |
 //! | [`patch`], [`libtest`] | seeded faults, and what the tests said about them |
 //! | [`report`], [`ui`] | what people and machines are told |
 
@@ -21,6 +22,7 @@ mod cpio;
 mod elf;
 mod images;
 mod libtest;
+mod oracle;
 mod patch;
 mod ram;
 mod report;

@@ -45,6 +45,15 @@ pub fn clean_page(start: u64) {
     }
 }
 
+/// Whether every byte of a page that EL2 maps at `start` reads as zero.
+#[cfg(feature = "oracle")]
+pub fn is_zeros(start: u64) -> bool {
+    let words = (start..start + PAGE_SIZE).step_by(size_of::<u64>());
+    // SAFETY: the page is mapped, and the address is that of an aligned word of it. Whoever else may write to it,
+    // no Rust reference to its bytes exists.
+    words.map(|at| unsafe { (at as *const u64).read_volatile() }).all(|word| word == 0)
+}
+
 /// Zeroes a page that EL2 maps writable at `start`, and cleans and invalidates it.
 ///
 /// # Safety

@@ -171,6 +171,20 @@ impl Machine for El2 {
         cache::clean_and_invalidate(start.addr() as u64, bytes as u64);
     }
 
+    #[cfg(feature = "oracle")]
+    fn is_zeros(&self, page: Pfn) -> bool {
+        fixmap::with_page(page, cache::is_zeros)
+    }
+
+    #[cfg(feature = "oracle")]
+    fn now(&self) -> u64 {
+        use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0};
+        const SECOND: u64 = 1_000_000_000;
+        i::isb();
+        let (ticks, frequency) = (CNTPCT_EL0.get(), CNTFRQ_EL0.get().max(1));
+        ticks / frequency * SECOND + ticks % frequency * SECOND / frequency
+    }
+
     fn record_memory(&self, pages: Pages<Pfn>) -> Option<NonNull<u8>> {
         NonNull::new(pages.start().base().as_u64() as *mut u8)
     }

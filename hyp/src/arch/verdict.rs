@@ -26,14 +26,27 @@ pub fn end_run(hypervisor: &Hypervisor<El2>, end: End) -> ! {
     if let Some(nonce) = NONCE.get() {
         let census = hypervisor.census();
         log::info!(
-            "verdict nonce={nonce} reason={} aborts={} host={} hyp={} guest={}",
+            "verdict nonce={nonce} reason={} aborts={} host={} hyp={} guest={}{}",
             end.name(),
             hypervisor.counters.aborts_injected.load(Ordering::Relaxed),
             census.host,
             census.hyp,
             census.guest,
+            oracle_words(),
         );
     }
     super::layout::forget_stack(super::exceptions::this_cpu());
     power::end(end)
+}
+
+/// What the oracle did and cost, as words of the verdict.
+#[cfg(feature = "oracle")]
+fn oracle_words() -> impl core::fmt::Display {
+    crate::oracle::cost()
+}
+
+/// A build without an oracle has nothing to say of it.
+#[cfg(not(feature = "oracle"))]
+fn oracle_words() -> impl core::fmt::Display {
+    ""
 }

@@ -10,6 +10,7 @@ use crate::machine::Machine;
 use crate::ownership::query::host_state;
 use crate::sync::Ordering;
 use crate::vm::{MAX_VCPUS, MAX_VMS};
+use crate::watch::{Answer, Asked, Held, Watch};
 use abi::Error;
 use abi::host::{CALL_WORDS, DecodeError, HostCall, HostResult, VERSION_MAJOR, VERSION_MINOR};
 
@@ -96,8 +97,13 @@ impl<M: Machine> Hypervisor<M> {
         let Some(page) = Pfn::new(pfn) else {
             return HostResult::refused(Error::Invalid);
         };
-        let entry = self.host.lock().table.entry(&self.machine, page.identity());
-        HostResult::ok(&[host_state(entry) as u64, u64::from(self.memory.contains(page))])
+        let host = self.host.lock();
+        let held = Held { host: Some(&host), hyp: None, vm: None };
+        let watch = Watch::begin(self, Asked::QueryPage(page), held);
+        let state = host_state(host.table.entry(&self.machine, page.identity()));
+        let is_memory = self.memory.contains(page);
+        watch.end(self, held, Answer::Page(state, is_memory));
+        HostResult::ok(&[state as u64, u64::from(is_memory)])
     }
 
     /// Calls of test builds: they only look, but for pins.

@@ -3,6 +3,7 @@
 //! Source of the rules: Linux 7.2 `__pkvm_init_vm` to `__pkvm_finalize_teardown_vm`; unlike there, teardown
 //! cannot end while a page still names the VM, and a handle never comes back.
 
+use super::unit;
 use crate::Hypervisor;
 use crate::addr::{Pages, Pfn};
 use crate::machine::{Machine, Tree};
@@ -12,6 +13,7 @@ use crate::pgtable::stage2::GUEST_IPA_BITS;
 use crate::pgtable::{Level, Table};
 use crate::pool::PagePool;
 use crate::vm::{VcpuError, Vm, root_pages};
+use crate::watch::{Answer, Asked, Held, Watch};
 use abi::host::HostResult;
 use abi::{Error, VmFlags, VmHandle};
 
@@ -36,7 +38,7 @@ impl<M: Machine> Hypervisor<M> {
             Ok(record) => record,
             Err(lacking) => return lacking.into(),
         };
-        if let Err(error) = self.take_root(root) {
+        if let Err(error) = self.take_root(flags, root) {
             self.records.free(record);
             return error.into();
         }
@@ -60,11 +62,11 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Begins the end of a VM.
     pub(crate) fn vm_teardown_start(&self, vm: VmHandle) -> HostResult {
-        match self.with_vm(vm, Vm::start_teardown) {
-            None => HostResult::refused(Error::NoEntry),
-            Some(Err(error)) => HostResult::refused(error),
-            Some(Ok(())) => HostResult::ok(&[]),
-        }
+        let mut guard = self.vms.lock(vm);
+        let watch = Watch::begin(self, Asked::TeardownStart(vm), Held::only_vm(guard.as_deref()));
+        let result = guard.as_deref_mut().map_or(Err(Error::NoEntry), Vm::start_teardown);
+        watch.end(self, Held::only_vm(guard.as_deref()), Answer::from_vm(result));
+        unit(result.map_err(HostResult::refused))
     }
 
     /// Gives back the pages that the host gave for a VM's tables, some each time; at the last the VM and its
@@ -72,18 +74,26 @@ impl<M: Machine> Hypervisor<M> {
     pub(crate) fn vm_teardown_finish(&self, handle: VmHandle) -> HostResult {
         let mut host = self.host.lock();
         let mut hyp = self.hyp.lock();
-        let Some(mut vm) = self.vms.lock(handle) else {
-            return HostResult::refused(Error::NoEntry);
+        let mut guard = self.vms.lock(handle);
+        let watch = Watch::begin(self, Asked::TeardownFinish(handle), Held::only_vm(guard.as_deref()));
+        let ready = guard.as_deref_mut().map_or(Err(Error::NoEntry), |vm| vm.prepare_end(&self.machine));
+        watch.end(self, Held::only_vm(guard.as_deref()), Answer::from_vm(ready));
+        let mut vm = match (guard, ready) {
+            (Some(vm), Ok(())) => vm,
+            (_, Err(error)) => return HostResult::refused(error),
+            (None, Ok(())) => return HostResult::refused(Error::NoEntry),
         };
-        if let Err(error) = vm.prepare_end(&self.machine) {
-            return HostResult::refused(error);
-        }
         let mut done = 0u64;
         while done < PAGES_PER_CALL && vm.given > 0 {
             let Some(page) = vm.next_page(&self.machine) else {
                 crate::broken("a page that a host gave to a VM is lost");
             };
-            if let Err(error) = donate::hyp_to_host(&self.machine, &self.memory, &mut host, &mut hyp, page) {
+            let held = Held { host: Some(&host), hyp: Some(&hyp), vm: Some(&vm) };
+            let watch = Watch::begin(self, Asked::GiveBack(handle, page), held);
+            let result = donate::hyp_to_host(&self.machine, &self.memory, &mut host, &mut hyp, page);
+            let held = Held { host: Some(&host), hyp: Some(&hyp), vm: Some(&vm) };
+            watch.end(self, held, Answer::from(&result.map(|()| 1)));
+            if let Err(error) = result {
                 vm.space.cache.push(&self.machine, page);
                 return if done > 0 { HostResult::ok(&[done, vm.given]) } else { error.into() };
             }
@@ -98,11 +108,12 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Takes the root of a new VM from the host.
-    fn take_root(&self, root: Pages<Pfn>) -> Result<(), crate::ownership::Error> {
-        let mut host = self.host.lock();
-        let mut hyp = self.hyp.lock();
-        donate::host_to_hyp(&self.machine, &self.memory, &mut host, &mut hyp, root, Draw::Keep)?;
-        Ok(())
+    fn take_root(&self, flags: VmFlags, root: Pages<Pfn>) -> Result<(), crate::ownership::Error> {
+        let taken = self.with_host_and_hyp(Asked::TakeRoot(flags, root), |host, hyp| {
+            donate::host_to_hyp(&self.machine, &self.memory, host, hyp, root, Draw::Keep)?;
+            Ok(root.count())
+        });
+        taken.outcome
     }
 }
 

@@ -10,42 +10,45 @@ use crate::ownership::donate::{self, Draw};
 use crate::ownership::guest::{self, GuestSpace};
 use crate::ownership::query::GuestPage;
 use crate::ownership::{Error, Host, HypSpace, Progress, reclaim, share};
-use crate::vm::{Phase, VmGuard};
+use crate::vm::{Phase, Vm};
+use crate::watch::{Answer, Asked, Held, Watch};
 use abi::VmHandle;
 use abi::page::{Permissions, Pool};
 
 impl<M: Machine> Hypervisor<M> {
     /// Lends a chunk of the host's pages to the hypervisor.
     pub fn host_share_hyp(&self, pages: Pages<Pfn>) -> Progress {
-        self.with_host_and_hyp(|host, hyp| {
+        self.with_host_and_hyp(Asked::ShareHyp(pages), |host, hyp| {
             share::host_with_hyp(&self.machine, &self.memory, host, hyp, pages)
         })
     }
 
     /// Takes a chunk back from the hypervisor.
     pub fn host_unshare_hyp(&self, pages: Pages<Pfn>) -> Progress {
-        self.with_host_and_hyp(|host, hyp| {
+        self.with_host_and_hyp(Asked::UnshareHyp(pages), |host, hyp| {
             share::host_unshare_hyp(&self.machine, &self.memory, host, hyp, pages)
         })
     }
 
     /// Pins a page that is shared with the hypervisor.
     pub fn pin(&self, page: Pfn) -> Result<(), Error> {
-        let mut host = self.host.lock();
-        let mut hyp = self.hyp.lock();
-        share::pin(&self.machine, &self.memory, &mut host, &mut hyp, page)
+        let pinned = self.with_host_and_hyp(Asked::Pin(page), |host, hyp| {
+            share::pin(&self.machine, &self.memory, host, hyp, page).map(|()| 1)
+        });
+        pinned.outcome
     }
 
     /// Lets go of a pinned page.
     pub fn unpin(&self, page: Pfn) -> Result<(), Error> {
-        let mut host = self.host.lock();
-        let mut hyp = self.hyp.lock();
-        share::unpin(&self.machine, &mut host, &mut hyp, page)
+        let unpinned = self.with_host_and_hyp(Asked::Unpin(page), |host, hyp| {
+            share::unpin(&self.machine, host, hyp, page).map(|()| 1)
+        });
+        unpinned.outcome
     }
 
     /// Gives a chunk of the host's pages to the hypervisor's pool of tables, or its heap of records.
     pub fn pool_top_up(&self, pool: Pool, pages: Pages<Pfn>) -> Progress {
-        self.with_host_and_hyp(|host, hyp| {
+        self.with_host_and_hyp(Asked::PoolTopUp(pool, pages), |host, hyp| {
             let draw = match pool {
                 Pool::Tables => Draw::Refill,
                 Pool::Metadata => Draw::Keep,
@@ -68,21 +71,29 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Gives a chunk of the host's pages to a VM for its tables.
     pub fn vm_top_up(&self, vm: VmHandle, pages: Pages<Pfn>) -> Progress {
-        self.with_host_and_hyp(|host, hyp| {
-            let mut vm = self.vms.lock(vm).ok_or(Error::NoVm)?;
+        let mut host = self.host.lock();
+        let mut hyp = self.hyp.lock();
+        let mut guard = self.vms.lock(vm);
+        let held = Held { host: Some(&host), hyp: Some(&hyp), vm: guard.as_deref() };
+        let watch = Watch::begin(self, Asked::VmTopUp(vm, pages), held);
+        let result = guard.as_deref_mut().ok_or(Error::NoVm).and_then(|vm| {
             if !vm.is_growable() {
                 return Err(Error::WrongVm);
             }
-            let pages = donate::host_to_hyp(&self.machine, &self.memory, host, hyp, pages, Draw::Keep)?;
-            vm.space.cache.extend(&self.machine, pages);
+            let (machine, memory) = (&self.machine, &self.memory);
+            let pages = donate::host_to_hyp(machine, memory, &mut host, &mut hyp, pages, Draw::Keep)?;
+            vm.space.cache.extend(machine, pages);
             vm.given = vm.given.saturating_add(pages.count());
             Ok(pages.count())
-        })
+        });
+        let held = Held { host: Some(&host), hyp: Some(&hyp), vm: guard.as_deref() };
+        watch.end(self, held, Answer::from(&result));
+        result.into()
     }
 
     /// Gives a chunk of the host's pages to a protected guest.
     pub fn host_donate_guest(&self, vm: VmHandle, pfns: Pages<Pfn>, gfns: Pages<Gfn>) -> Progress {
-        self.with_host_and_guest(vm, Want::Protected, |host, guest| {
+        self.with_host_and_guest(Asked::DonateGuest(vm, pfns, gfns), vm, Want::Protected, |host, guest| {
             donate::host_to_guest(&self.machine, &self.memory, host, guest, pfns, gfns)
         })
     }
@@ -95,54 +106,64 @@ impl<M: Machine> Hypervisor<M> {
         gfns: Pages<Gfn>,
         permissions: Permissions,
     ) -> Progress {
-        self.with_host_and_guest(vm, Want::Unprotected, |host, guest| {
-            share::host_with_guest(&self.machine, &self.memory, host, guest, pfns, gfns, permissions)
-        })
+        self.with_host_and_guest(
+            Asked::ShareGuest(vm, pfns, gfns, permissions),
+            vm,
+            Want::Unprotected,
+            |host, guest| {
+                share::host_with_guest(&self.machine, &self.memory, host, guest, pfns, gfns, permissions)
+            },
+        )
     }
 
     /// Takes a chunk back from a guest that is not protected, alive or dying.
     pub fn host_unshare_guest(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Progress {
-        self.with_host_and_guest(vm, Want::UnprotectedEvenDying, |host, guest| {
-            share::host_unshare_guest(&self.machine, host, guest, gfns)
-        })
+        self.with_host_and_guest(
+            Asked::UnshareGuest(vm, gfns),
+            vm,
+            Want::UnprotectedEvenDying,
+            |host, guest| share::host_unshare_guest(&self.machine, host, guest, gfns),
+        )
     }
 
     /// Takes a chunk back from a protected guest that is dying.
     pub fn host_reclaim_guest(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Progress {
-        self.with_host_and_guest(vm, Want::ProtectedDying, |host, guest| {
+        self.with_host_and_guest(Asked::ReclaimGuest(vm, gfns), vm, Want::ProtectedDying, |host, guest| {
             reclaim::from_dying(&self.machine, host, guest, gfns)
         })
     }
 
     /// Shares a chunk of a guest's pages with the host.
     pub fn guest_share_host(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Progress {
-        self.with_host_and_guest(vm, Want::Protected, |host, guest| {
+        self.with_host_and_guest(Asked::Share(vm, gfns), vm, Want::Protected, |host, guest| {
             guest::share_host(&self.machine, host, guest, gfns)
         })
     }
 
     /// Takes a chunk of shared pages back from the host.
     pub fn guest_unshare_host(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Progress {
-        self.with_host_and_guest(vm, Want::Protected, |host, guest| {
+        self.with_host_and_guest(Asked::Unshare(vm, gfns), vm, Want::Protected, |host, guest| {
             guest::unshare_host(&self.machine, host, guest, gfns)
         })
     }
 
     /// Gives a chunk of a guest's pages back to the host, wiped.
     pub fn guest_relinquish(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Progress {
-        self.with_host_and_guest(vm, Want::Protected, |host, guest| {
+        self.with_host_and_guest(Asked::Relinquish(vm, gfns), vm, Want::Protected, |host, guest| {
             guest::relinquish(&self.machine, host, guest, gfns)
         })
     }
 
     /// Enrols a chunk of a guest's addresses as a device.
     pub fn guard_map(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Progress {
-        self.with_guest(vm, |guest| guest::guard_map(&self.machine, guest, gfns))
+        self.with_guest(Asked::GuardMap(vm, gfns), vm, |guest| guest::guard_map(&self.machine, guest, gfns))
     }
 
     /// Takes an enrolment back.
     pub fn guard_unmap(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Progress {
-        self.with_guest(vm, |guest| guest::guard_unmap(&self.machine, guest, gfns))
+        self.with_guest(Asked::GuardUnmap(vm, gfns), vm, |guest| {
+            guest::guard_unmap(&self.machine, guest, gfns)
+        })
     }
 
     /// What a guest's table says of a page.
@@ -156,38 +177,52 @@ impl<M: Machine> Hypervisor<M> {
         self.with_vm(vm, |vm| vm.space.all_shared(&self.machine, gfns)).unwrap_or(false)
     }
 
-    fn with_host_and_hyp(
+    pub(crate) fn with_host_and_hyp(
         &self,
+        asked: Asked,
         transition: impl FnOnce(&mut Host, &mut HypSpace) -> Result<u64, Error>,
     ) -> Progress {
         let mut host = self.host.lock();
         let mut hyp = self.hyp.lock();
-        transition(&mut host, &mut hyp).into()
+        let watch = Watch::begin(self, asked, Held::host_and_hyp(&host, &hyp));
+        let result = transition(&mut host, &mut hyp);
+        watch.end(self, Held::host_and_hyp(&host, &hyp), Answer::from(&result));
+        result.into()
     }
 
     fn with_host_and_guest(
         &self,
+        asked: Asked,
         vm: VmHandle,
         want: Want,
         transition: impl FnOnce(&mut Host, &mut GuestSpace) -> Result<u64, Error>,
     ) -> Progress {
         let mut host = self.host.lock();
-        let result = self.vms.lock(vm).ok_or(Error::NoVm).and_then(|mut vm| {
-            want.check(&vm)?;
+        let mut guard = self.vms.lock(vm);
+        let held = Held { host: Some(&host), hyp: None, vm: guard.as_deref() };
+        let watch = Watch::begin(self, asked, held);
+        let result = guard.as_deref_mut().ok_or(Error::NoVm).and_then(|vm| {
+            want.check(vm)?;
             transition(&mut host, &mut vm.space)
         });
+        let held = Held { host: Some(&host), hyp: None, vm: guard.as_deref() };
+        watch.end(self, held, Answer::from(&result));
         result.into()
     }
 
     fn with_guest(
         &self,
+        asked: Asked,
         vm: VmHandle,
         transition: impl FnOnce(&mut GuestSpace) -> Result<u64, Error>,
     ) -> Progress {
-        let result = self.vms.lock(vm).ok_or(Error::NoVm).and_then(|mut vm| {
-            Want::Protected.check(&vm)?;
+        let mut guard = self.vms.lock(vm);
+        let watch = Watch::begin(self, asked, Held::only_vm(guard.as_deref()));
+        let result = guard.as_deref_mut().ok_or(Error::NoVm).and_then(|vm| {
+            Want::Protected.check(vm)?;
             transition(&mut vm.space)
         });
+        watch.end(self, Held::only_vm(guard.as_deref()), Answer::from(&result));
         result.into()
     }
 }
@@ -202,7 +237,7 @@ enum Want {
 }
 
 impl Want {
-    fn check(self, vm: &VmGuard<'_>) -> Result<(), Error> {
+    fn check(self, vm: &Vm) -> Result<(), Error> {
         let live = vm.phase == Phase::Live;
         let fits = match self {
             Self::Protected => vm.flags.protected && live,

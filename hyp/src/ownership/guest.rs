@@ -101,7 +101,9 @@ pub fn share_host<M: Machine>(
     // Check and reserve.
     guest.check_span(gfns)?;
     let (gfns, _) = chunk(gfns, gfns);
-    guest.prepare(machine, host, gfns, |sharing| sharing == Sharing::Owned)?;
+    guest
+        .prepare(machine, host, gfns, |sharing| sharing == Sharing::Owned)
+        .map_err(|error| guest.check_present(machine, gfns).err().unwrap_or(error))?;
     // Commit.
     guest.change_pieces(machine, gfns, |guest, piece| {
         // The host may look past the caches, with or without FEAT_S2FWB: what it finds there must be what the
@@ -207,6 +209,15 @@ impl GuestSpace {
     /// Checks that the VM's pool has the tables that a change of these pages takes.
     pub(super) fn reserve<M: Machine>(&self, machine: &M, gfns: Pages<Gfn>) -> Result<(), Error> {
         Ok(self.cache.check(Pool::Vm, self.table.tables_needed(machine, gfns), 0)?)
+    }
+
+    /// Checks that every page is memory. What is missing is told before what is in the wrong state, whatever comes
+    /// first.
+    fn check_present<M: Machine>(&self, machine: &M, gfns: Pages<Gfn>) -> Result<(), Error> {
+        self.table.try_for_each(machine, gfns, |run| match memory(run.entry) {
+            Ok(_) => Ok(()),
+            Err(gap) => Err(gap.error(run.pages.start())),
+        })
     }
 
     /// The pages before the first that is not memory; what is there instead, if that is the first of all.
@@ -493,6 +504,17 @@ mod tests {
         assert_eq!(world.hyp.guest_share_host(vm, beyond), refused(Error::BeyondGuest));
         assert_eq!(world.census(), before);
         world.check();
+    }
+
+    #[test]
+    fn a_missing_page_is_told_before_one_that_is_shared_already() {
+        let world = World::new();
+        let vm = guest(&world, &[1, 9, 5]);
+        assert_eq!(world.hyp.guest_share_host(vm, run(1, 1)), done(1));
+        let missing = Err(Error::Missing(Gfn::new(GFN + 3).unwrap()));
+        let refused = Progress { done: 0, outcome: missing };
+        assert_eq!(world.hyp.guest_share_host(vm, run(0, 4)), refused);
+        assert_eq!(world.hyp.guest_share_host(vm, run(1, 3)), refused);
     }
 
     #[test]

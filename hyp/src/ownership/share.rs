@@ -25,6 +25,12 @@ pub struct Pins {
 }
 
 impl Pins {
+    /// Number of pages that are held.
+    #[cfg(all(feature = "oracle", not(deed_shuttle)))]
+    pub(crate) fn len(&self) -> usize {
+        self.pages.len()
+    }
+
     /// Number of holds on a page.
     pub fn count(&self, page: Pfn) -> u32 {
         self.pages.iter().find(|(pinned, _)| *pinned == page).map_or(0, |(_, count)| *count)

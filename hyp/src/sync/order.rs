@@ -21,7 +21,9 @@ impl Lock {
             Self::Host => 1,
             Self::Hyp => 2,
             Self::Vm(_) => 3,
-            Self::Records => 4,
+            #[cfg(feature = "oracle")]
+            Self::Oracle => 4,
+            Self::Records => 5,
         }
     }
 }

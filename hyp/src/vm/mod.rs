@@ -120,6 +120,12 @@ impl Vm {
         if self.phase == Phase::Live { Ok(()) } else { Err(Error::Permission) }
     }
 
+    /// Whether a CPU has claimed a vCPU of it.
+    #[cfg(all(feature = "oracle", not(deed_shuttle)))]
+    pub(crate) fn is_claimed(&self) -> bool {
+        self.claimed > 0
+    }
+
     /// Whether it may get table pages: until its end has begun to take the tables apart. A dying VM may need
     /// some, to give back one page of a block.
     pub(crate) fn is_growable(&self) -> bool {

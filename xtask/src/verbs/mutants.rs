@@ -260,6 +260,7 @@ impl Lab {
             live: false,
             verbose: self.verbose,
             gdb: false,
+            oracle: false,
             control: false,
             timeout: None,
             label: name.to_owned(),

@@ -31,6 +31,12 @@ pub(crate) struct Args {
     /// Build without test calls and with full optimisation.
     #[arg(long)]
     release: bool,
+    /// Boot the image that runs the specification beside every transition and stops at the first disagreement.
+    ///
+    /// Prints what that costs in instructions, which QEMU counts for it. Without the control run, whose image
+    /// breaks a rule.
+    #[arg(long, conflicts_with_all = ["release", "gdb"])]
+    oracle: bool,
     /// Write the result as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -62,7 +68,8 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
             live: true,
             verbose: args.verbose,
             gdb: args.gdb,
-            control: !args.gdb,
+            oracle: args.oracle,
+            control: !args.gdb && !args.oracle,
             timeout: args.timeout,
             label: scenario.name.clone(),
         };

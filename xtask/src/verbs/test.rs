@@ -132,6 +132,7 @@ fn emulator(tree: &Tree, args: &Args, toolchain: &Toolchain, steps: &mut Vec<Che
             live: args.verbose,
             verbose: args.verbose,
             gdb: false,
+            oracle: false,
             // One control run a scenario is enough: it is about the search, not about the machine.
             control: *label == scenario.name,
             timeout: None,
