@@ -216,6 +216,25 @@ impl Sim {
         state.ram.peek_poc(pa).unwrap_or(0)
     }
 
+    /// Tells whether a page reads as zeros, through the caches and past them.
+    ///
+    /// # Panics
+    /// When `pa` is not in RAM.
+    #[track_caller]
+    #[must_use]
+    pub fn is_zero_page(&self, pa: u64) -> bool {
+        let state = self.lock();
+        state.ram.check(pa, "is_zero_page");
+        state.ram.is_zero(pa)
+    }
+
+    /// Returns a number that grows with every write to RAM and every maintenance of a page: while it stays the
+    /// same, neither tables nor contents have changed.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.lock().ram.changes()
+    }
+
     /// Returns the number of pages that take memory on the build machine: those ever written or maintained.
     #[must_use]
     pub fn resident_pages(&self) -> usize {

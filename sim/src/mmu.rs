@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::pending::Range;
 use crate::ram::Ram;
 use crate::tlb::{Cached, Tlb};
 use crate::walk::{
@@ -92,6 +93,15 @@ impl State {
         if let Some(tlb) = tlbs.get_mut(cpu) {
             explore(ram, space, &mut |found| tlb.insert(space.regime, found));
         }
+    }
+
+    /// Declares which tables a regime stands for, if any.
+    pub(crate) fn stand_for(&mut self, regime: Regime, space: Option<Space>) {
+        match space {
+            Some(space) => drop(self.current.insert(regime, space)),
+            None => drop(self.current.remove(&regime)),
+        }
+        self.tables.changed(regime, Range::ALL);
     }
 
     fn leaves(&self, space: &Space) -> Vec<Leaf> {
@@ -213,19 +223,19 @@ impl Sim {
     #[track_caller]
     pub fn set_stage2(&self, stage2: Stage2) {
         let space = Space::from(stage2);
-        self.lock().current.insert(space.regime, space);
+        self.lock().stand_for(space.regime, Some(space));
     }
 
     /// Declares that a VMID stands for no tables: every entry of it is stale.
     pub fn clear_stage2(&self, vmid: u16) {
-        self.lock().current.remove(&Regime::Stage2 { vmid });
+        self.lock().stand_for(Regime::Stage2 { vmid }, None);
     }
 
     /// Declares which tables EL2 uses at present, for [`Sim::stale_entries`].
     #[track_caller]
     pub fn set_el2(&self, el2: El2Stage1) {
         let space = Space::from(el2);
-        self.lock().current.insert(space.regime, space);
+        self.lock().stand_for(space.regime, Some(space));
     }
 
     /// Returns the TLB entries, of one CPU or of all, that grant more than the present tables of their
@@ -242,6 +252,27 @@ impl Sim {
             for (regime, ia, size, cached) in tlb.entries() {
                 if let Some(kind) = stale(ram, current.get(&regime), ia, cached) {
                     entries.push(StaleEntry { cpu: number, regime, ia, size, kind });
+                }
+            }
+        }
+        entries
+    }
+
+    /// Returns, of all CPUs, the entries that [`Sim::stale_entries`] would return and that were not stale or not
+    /// there at the last call. Only what changed since then is looked at, so this is fast.
+    #[must_use]
+    pub fn new_stale_entries(&self) -> Vec<StaleEntry> {
+        let State { ram, tlbs, current, tables, .. } = &mut *self.lock();
+        let mut entries = Vec::new();
+        for (regime, range) in tables.take_changed() {
+            for (cpu, tlb) in tlbs.iter().enumerate() {
+                for (ia, size, cached) in tlb.overlapping(regime, &range) {
+                    if let Some(kind) = stale(ram, current.get(&regime), ia, cached) {
+                        let entry = StaleEntry { cpu, regime, ia, size, kind };
+                        if !entries.contains(&entry) {
+                            entries.push(entry);
+                        }
+                    }
                 }
             }
         }
@@ -449,6 +480,27 @@ mod tests {
         sim.tlbi_stage2_vmid(0, VMID);
         assert_eq!(sim.access_stage2(0, reused, 0, Access::Read), fault(1, FaultKind::Translation));
         assert_eq!(sim.stale_entries(None), []);
+    }
+
+    #[test]
+    fn what_became_stale_is_told_once_and_is_what_a_full_look_finds() {
+        let sim = mapped();
+        sim.speculate(0, VM);
+        sim.speculate(1, VM);
+        assert_eq!(sim.new_stale_entries(), []);
+        for (at, word) in [(L3, page(DATA, RO)), (L2 + 8, 0), (L2, 0)] {
+            let before = sim.stale_entries(None);
+            sim.write_desc(at, word);
+            let mut told = [before, sim.new_stale_entries()].concat();
+            told.sort_by_key(|entry| (entry.cpu, entry.ia, entry.size));
+            told.dedup();
+            let mut all = sim.stale_entries(None);
+            all.sort_by_key(|entry| (entry.cpu, entry.ia, entry.size));
+            assert_eq!(told, all);
+            assert_eq!(sim.new_stale_entries(), []);
+        }
+        sim.clear_stage2(VMID);
+        assert_eq!(sim.new_stale_entries().len(), sim.stale_entries(None).len());
     }
 
     #[test]

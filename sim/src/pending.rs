@@ -16,6 +16,9 @@ impl Range {
         Self { start, end: start.saturating_add(len) }
     }
 
+    /// All addresses.
+    pub(crate) const ALL: Self = Self { start: 0, end: u64::MAX };
+
     /// Tells whether two ranges have an address in common.
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
         self.start < other.end && other.start < self.end

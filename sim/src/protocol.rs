@@ -54,7 +54,7 @@ impl Sim {
         let mut guard = self.lock();
         let state = &mut *guard;
         let space = kind.space(root);
-        state.current.insert(space.regime, space);
+        state.stand_for(space.regime, Some(space));
         state.tables.set_root(&state.ram, &space, &mut state.log.violations);
         state.log.event(Event::TableRoot { pa: root, kind });
     }
@@ -65,7 +65,9 @@ impl Sim {
         let mut guard = self.lock();
         let state = &mut *guard;
         state.tables.retire_root(&state.ram, root);
-        state.current.retain(|_, space| space.root != root);
+        let gone: Vec<Regime> =
+            state.current.iter().filter(|(_, space)| space.root == root).map(|(regime, _)| *regime).collect();
+        gone.into_iter().for_each(|regime| state.stand_for(regime, None));
         state.log.event(Event::RetireRoot { pa: root });
     }
 

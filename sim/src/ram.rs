@@ -63,11 +63,18 @@ impl Page {
     const EMPTY: Self = Self { cached: [0; WORDS], at_poc: None, wipes: 0, cleans: 0 };
 }
 
+/// A region of RAM with its pages, those that came to be.
+#[derive(Debug)]
+struct Bank {
+    region: Region,
+    pages: Vec<Option<Box<Page>>>,
+}
+
 /// The RAM of a machine.
 #[derive(Debug)]
 pub(crate) struct Ram {
-    regions: Vec<Region>,
-    pages: PageMap<Box<Page>>,
+    banks: Vec<Bank>,
+    changes: u64,
 }
 
 impl Ram {
@@ -84,12 +91,16 @@ impl Ram {
             assert!(region.base >= free_from, "sim: RAM region {region:x?} overlaps another");
             free_from = region.base.checked_add(region.size).expect("sim: RAM region wraps");
         }
-        Self { regions, pages: PageMap::default() }
+        let bank = |region: Region| {
+            let pages = usize::try_from(region.size / PAGE).expect("sim: RAM region is too large");
+            Bank { region, pages: std::iter::repeat_with(|| None).take(pages).collect() }
+        };
+        Self { banks: regions.into_iter().map(bank).collect(), changes: 0 }
     }
 
     /// Tells whether the page that `pa` is in is RAM.
     pub(crate) fn contains(&self, pa: u64) -> bool {
-        self.regions.iter().any(|region| pa.wrapping_sub(region.base) < region.size)
+        self.banks.iter().any(|bank| pa.wrapping_sub(bank.region.base) < bank.region.size)
     }
 
     /// Panics unless `pa` is in RAM: the code under test touched what is not memory.
@@ -98,30 +109,50 @@ impl Ram {
         assert!(self.contains(pa), "sim: {what} at {pa:#x}, which is outside RAM");
     }
 
+    /// Returns the page that `pa` is in: `Some(None)` if it never came to be, `None` outside RAM.
+    fn page(&self, pa: u64) -> Option<Option<&Page>> {
+        self.banks.iter().find_map(|bank| {
+            let page = bank.pages.get((pa.wrapping_sub(bank.region.base) / PAGE) as usize)?;
+            Some(page.as_deref())
+        })
+    }
+
     /// Reads the aligned word at `pa` as a CPU or a table walk does; `None` outside RAM.
     pub(crate) fn peek(&self, pa: u64) -> Option<u64> {
-        match self.pages.get(&page_of(pa)) {
-            Some(page) => Some(page.cached[word_of(pa)]),
-            None => self.contains(pa).then_some(0),
-        }
+        Some(self.page(pa)?.map_or(0, |page| page.cached[word_of(pa)]))
     }
 
     /// Reads the aligned word at `pa` as it is at the PoC; `None` outside RAM.
     pub(crate) fn peek_poc(&self, pa: u64) -> Option<u64> {
-        match self.pages.get(&page_of(pa)) {
-            Some(page) => Some(page.at_poc.as_deref().unwrap_or(&page.cached)[word_of(pa)]),
-            None => self.contains(pa).then_some(0),
-        }
+        Some(self.page(pa)?.map_or(0, |page| page.at_poc.as_deref().unwrap_or(&page.cached)[word_of(pa)]))
+    }
+
+    /// Tells whether a page reads as zeros, through the caches and at the PoC.
+    pub(crate) fn is_zero(&self, pa: u64) -> bool {
+        let zero = |words: &[u64; WORDS]| words.iter().all(|word| *word == 0);
+        self.page(pa)
+            .flatten()
+            .is_none_or(|page| zero(&page.cached) && page.at_poc.as_deref().is_none_or(zero))
+    }
+
+    /// Returns a number that grows with every write and every maintenance of a page.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Returns all words of a page, `None` when nothing was ever written there.
     pub(crate) fn words(&self, page: u64) -> Option<&[u64; WORDS]> {
-        self.pages.get(&page).map(|page| &page.cached)
+        self.page(page).flatten().map(|page| &page.cached)
     }
 
     fn page_mut(&mut self, pa: u64) -> &mut Page {
-        debug_assert!(self.contains(pa));
-        self.pages.entry(page_of(pa)).or_insert_with(|| Box::new(Page::EMPTY))
+        self.changes += 1;
+        let page = self
+            .banks
+            .iter_mut()
+            .find_map(|bank| bank.pages.get_mut((pa.wrapping_sub(bank.region.base) / PAGE) as usize));
+        let page = page.unwrap_or_else(|| panic!("sim: {pa:#x} is outside RAM"));
+        page.get_or_insert_with(|| Box::new(Page::EMPTY))
     }
 
     /// Writes the aligned word at `pa`, which the caller knows to be RAM. The page becomes dirty.
@@ -158,17 +189,17 @@ impl Ram {
 
     /// Tells whether the page that `pa` is in was written since it was last cleaned or wiped.
     pub(crate) fn is_dirty(&self, pa: u64) -> bool {
-        self.pages.get(&page_of(pa)).is_some_and(|page| page.at_poc.is_some())
+        self.page(pa).flatten().is_some_and(|page| page.at_poc.is_some())
     }
 
     /// Returns how often the page was wiped and cleaned.
     pub(crate) fn maintenance(&self, pa: u64) -> (usize, usize) {
-        self.pages.get(&page_of(pa)).map_or((0, 0), |page| (page.wipes, page.cleans))
+        self.page(pa).flatten().map_or((0, 0), |page| (page.wipes, page.cleans))
     }
 
     /// Returns the number of pages that came to be.
     pub(crate) fn resident(&self) -> usize {
-        self.pages.len()
+        self.banks.iter().flat_map(|bank| &bank.pages).flatten().count()
     }
 }
 

@@ -95,6 +95,8 @@ pub(crate) struct Tables {
     detached: Vec<u64>,
     /// Live descriptors written since the last barrier.
     unordered: Vec<u64>,
+    /// Input addresses whose translation may have changed since [`Tables::take_changed`].
+    changed: Vec<(Regime, Range)>,
 }
 
 impl Tables {
@@ -104,6 +106,7 @@ impl Tables {
         match self.roles.get(&page) {
             Some(&Role::Live(place)) => {
                 self.unordered.push(pa);
+                self.changed(place.regime, Range::new(place.ia_of(word_of(pa)), span(place.level)));
                 self.write_live(ram, pa, place, new, out);
                 return;
             }
@@ -181,6 +184,21 @@ impl Tables {
         for (index, word) in words(ram, table) {
             self.check_made(ram, table + index as u64 * 8, &place, word, out);
         }
+    }
+
+    /// Notes that addresses may translate differently from now on.
+    pub(crate) fn changed(&mut self, regime: Regime, range: Range) {
+        match self.changed.last_mut() {
+            Some((last, at)) if *last == regime && at.start <= range.start && range.start <= at.end => {
+                at.end = at.end.max(range.end);
+            }
+            _ => self.changed.push((regime, range)),
+        }
+    }
+
+    /// Returns what may translate differently since the last call.
+    pub(crate) fn take_changed(&mut self) -> Vec<(Regime, Range)> {
+        std::mem::take(&mut self.changed)
     }
 
     /// Returns whose translation a live table is part of.

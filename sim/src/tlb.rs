@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::format::span;
+use crate::pending::Range;
 use crate::walk::{Found, Leaf, Regime, TablePointer};
 
 /// What one entry holds.
@@ -69,6 +70,21 @@ impl Tlb {
         let entries = self.regimes.get(&regime);
         (0u8..).zip(entries.into_iter().flatten()).flat_map(move |(level, by_address)| {
             by_address.get(&(ia & !(span(level) - 1))).into_iter().flatten().copied()
+        })
+    }
+
+    /// Returns the entries of a regime that cover any address of a range, with first input address and size.
+    pub(crate) fn overlapping(
+        &self,
+        regime: Regime,
+        range: &Range,
+    ) -> impl Iterator<Item = (u64, u64, Cached)> {
+        let entries = self.regimes.get(&regime);
+        let Range { start, end } = *range;
+        (0u8..).zip(entries.into_iter().flatten()).flat_map(move |(level, by_address)| {
+            by_address.range(start & !(span(level) - 1)..end).flat_map(move |(&ia, same_address)| {
+                same_address.iter().map(move |&cached| (ia, span(level), cached))
+            })
         })
     }
 

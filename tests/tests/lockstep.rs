@@ -4,9 +4,10 @@
 use deed_tests::pair::{Pair, Told};
 use spec::Call;
 use spec::chooser::{Chooser, Dice};
+use std::collections::BTreeMap;
 
 /// Sequences of a push; `DEED_SEQUENCES` asks for another number, `DEED_SEED` for another first seed.
-const SEQUENCES: u64 = 300;
+const SEQUENCES: u64 = 20_000;
 /// Calls of a sequence: this many at least, and up to three times as many.
 const CALLS: u64 = 50;
 
@@ -18,12 +19,20 @@ const G: usize = 12;
 /// Where guests begin: at the end of a region, or where the guest's address space ends.
 const GFNS: [u64; 2] = [0x1fa, (1 << 28) - G as u64];
 
-/// A sequence: what it starts from, and its calls.
+/// What happens next.
+#[derive(Clone, Copy)]
+enum Step {
+    /// Every TLB holds whatever it may.
+    Fill,
+    Call(Call),
+}
+
+/// A sequence: what it starts from, and its steps.
 #[derive(Clone)]
 struct Sequence {
     poor: bool,
     gfn: u64,
-    calls: Vec<Call>,
+    steps: Vec<Step>,
 }
 
 /// Chooses and plays a sequence.
@@ -32,38 +41,44 @@ fn play_new(seed: u64) -> (Sequence, Told) {
     let (poor, gfn) = (dice.below(2) == 0, dice.pick(&GFNS));
     let calls = CALLS + dice.below(2 * CALLS);
     let mut chooser = Chooser { dice, ends_with_space: gfn != GFNS[0] };
-    let mut sequence = Sequence { poor, gfn, calls: Vec::new() };
-    let mut play = Pair::<P, V, G>::new(poor, gfn);
+    let mut sequence = Sequence { poor, gfn, steps: Vec::new() };
+    let mut pair = Pair::<P, V, G>::new(poor, gfn);
     for number in 0..calls {
-        let call = chooser.choose(play.state());
-        sequence.calls.push(call);
+        let call = chooser.choose(pair.state());
         if number % 16 == 0 {
-            play.load_all();
+            sequence.steps.push(Step::Fill);
+            pair.load_all();
         }
-        if !play.goes_on(call) {
+        sequence.steps.push(Step::Call(call));
+        if !pair.goes_on(call) {
             break;
         }
     }
-    play.end();
-    (sequence, play.told)
+    pair.end();
+    (sequence, pair.told)
 }
 
 fn replay(sequence: &Sequence) -> Told {
-    let mut play = Pair::<P, V, G>::new(sequence.poor, sequence.gfn);
-    let _ = sequence.calls.iter().all(|call| play.goes_on(*call));
-    play.end();
-    play.told
+    let mut pair = Pair::<P, V, G>::new(sequence.poor, sequence.gfn);
+    let _ = sequence.steps.iter().all(|step| match step {
+        Step::Fill => {
+            pair.load_all();
+            true
+        }
+        Step::Call(call) => pair.goes_on(*call),
+    });
+    pair.end();
+    pair.told
 }
 
-/// Drops calls as long as there is still a difference.
-fn shrink(mut sequence: Sequence) -> Told {
-    let mut told = replay(&sequence);
+/// Drops steps as long as there is still a difference.
+fn shrink(mut sequence: Sequence, mut told: Told) -> Told {
     let mut shorter = true;
     while shorter {
         shorter = false;
-        for at in (0..sequence.calls.len()).rev() {
+        for at in (0..sequence.steps.len()).rev() {
             let mut without = sequence.clone();
-            without.calls.remove(at);
+            without.steps.remove(at);
             let still = replay(&without);
             if still.difference.is_some() {
                 (sequence, told, shorter) = (without, still, true);
@@ -73,6 +88,50 @@ fn shrink(mut sequence: Sequence) -> Told {
     told
 }
 
+/// What was seen of many sequences.
+#[derive(Default)]
+struct Total {
+    calls: u64,
+    lacks: u64,
+    pairs: BTreeMap<(&'static str, &'static str), u64>,
+    /// The story of the difference, by the seed of its sequence.
+    difference: Option<(u64, String)>,
+}
+
+impl Total {
+    /// Plays sequences until there is a difference.
+    fn play(seeds: impl Iterator<Item = u64>) -> Self {
+        let mut total = Self::default();
+        for seed in seeds {
+            let (sequence, told) = play_new(seed);
+            if told.difference.is_some() {
+                let told = shrink(sequence, told);
+                let what = told.difference.unwrap_or_default();
+                total.difference = Some((seed, format!("    {}\n{what}", told.story.join("\n    "))));
+                break;
+            }
+            total.calls += told.story.len() as u64;
+            total.lacks += told.lacks;
+            total.add_pairs(told.pairs);
+        }
+        total
+    }
+
+    fn add_pairs(&mut self, pairs: BTreeMap<(&'static str, &'static str), u64>) {
+        pairs.into_iter().for_each(|(pair, count)| *self.pairs.entry(pair).or_default() += count);
+    }
+
+    fn add(&mut self, other: Self) {
+        self.calls += other.calls;
+        self.lacks += other.lacks;
+        self.add_pairs(other.pairs);
+        self.difference = match (self.difference.take(), other.difference) {
+            (Some(a), Some(b)) => Some(if a.0 < b.0 { a } else { b }),
+            (a, b) => a.or(b),
+        };
+    }
+}
+
 fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|number| number.parse().ok()).unwrap_or(otherwise)
 }
@@ -80,27 +139,25 @@ fn number(name: &str, otherwise: u64) -> u64 {
 #[test]
 fn the_core_does_what_the_specification_says() {
     let (sequences, first) = (number("DEED_SEQUENCES", SEQUENCES), number("DEED_SEED", 1));
-    let mut total = Told::default();
-    let mut calls = 0;
-    for seed in first..first + sequences {
-        let (sequence, told) = play_new(seed);
-        if told.difference.is_some() {
-            let told = shrink(sequence);
-            panic!(
-                "seed {seed}: the core and the specification differ after\n    {}\n{}",
-                told.story.join("\n    "),
-                told.difference.unwrap_or_default()
-            );
-        }
-        calls += sequence.calls.len();
-        total.lacks += told.lacks;
-        told.pairs.into_iter().for_each(|(pair, count)| *total.pairs.entry(pair).or_default() += count);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut total = Total::default();
+    std::thread::scope(|scope| {
+        let play = |thread: usize| (first..first + sequences).skip(thread).step_by(threads);
+        let running: Vec<_> =
+            (0..threads).map(|thread| scope.spawn(move || Total::play(play(thread)))).collect();
+        running
+            .into_iter()
+            .for_each(|thread| total.add(thread.join().expect("the thread tells differences")));
+    });
+    if let Some((seed, story)) = total.difference {
+        panic!("seed {seed}: the core and the specification differ after\n{story}");
     }
     for ((call, outcome), count) in &total.pairs {
         println!("{call}: {outcome}: {count}");
     }
     println!(
-        "{sequences} sequences, {calls} calls, {} of them lacked pages; {} pairs of a call and an outcome",
+        "{sequences} sequences, {} calls, {} of them lacked pages; {} pairs of a call and an outcome",
+        total.calls,
         total.lacks,
         total.pairs.len()
     );
