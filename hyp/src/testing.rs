@@ -344,6 +344,15 @@ impl World {
         self.hyp.machine().sim()
     }
 
+    /// Takes every table page out of the host's pool that a call could take. They are lost.
+    #[cfg(test)]
+    pub fn drain_tables(&self) {
+        let mut host = self.hyp.host.lock();
+        while host.pool.free() > crate::ownership::TOPUP_RESERVE {
+            let _ = host.pool.pop(self.hyp.machine());
+        }
+    }
+
     /// Makes a call as the host on this thread's CPU, through its registers.
     ///
     /// # Panics

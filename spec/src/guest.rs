@@ -17,14 +17,12 @@ impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
     pub(crate) fn share(&mut self, vm: u8, gfns: Run) -> Answer {
         self.guest(vm)?;
         let gfns = self.guest_chunk(gfns)?;
-        let there = self.before_gap(vm, gfns);
-        if there.count < gfns.count {
-            let gap = there.first + there.count;
-            let empty = self.state.vms[usize::from(vm)].entries[gap as usize] == GuestEntry::Empty;
-            return Err(if empty { Outcome::Missing(gap) } else { Outcome::InvalidParameter });
-        }
-        if !self.guest_has(vm, gfns, |sharing| sharing == Sharing::Owned) {
-            return Err(Outcome::InvalidParameter);
+        // The first page that is not the guest's alone decides.
+        for gfn in gfns.first..gfns.first + gfns.count {
+            if !self.guest_has(vm, Run::one(gfn), |sharing| sharing == Sharing::Owned) {
+                let empty = self.state.vms[usize::from(vm)].entries[gfn as usize] == GuestEntry::Empty;
+                return Err(if empty { Outcome::Missing(gfn) } else { Outcome::InvalidParameter });
+            }
         }
         self.supply(BOTH)?;
         self.change(vm, gfns, |_, entry, page| {

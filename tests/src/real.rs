@@ -8,8 +8,8 @@ use abi::host::{HostCall, HostResult};
 use abi::page::Pool;
 use abi::{Error, HostState, VmFlags, VmHandle, guest, psci, smccc};
 use hyp::addr::{Gfn, Pages};
+use hyp::ownership::Error as CoreError;
 use hyp::ownership::query::GuestPage;
-use hyp::ownership::{Error as CoreError, Progress};
 use hyp::testing::{HYP_START, RAM_START, World};
 use hyp::vm::context::{Context, Trap};
 use spec::state::{Content, GuestEntry, HostEntry, Phase, Sharing, VCPUS};
@@ -293,15 +293,15 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
         vm: u8,
         gfns: Run,
         missing_exits: bool,
-        call: impl FnOnce(&World, VmHandle, Pages<Gfn>) -> Progress,
+        call: impl FnOnce(&World, VmHandle, Pages<Gfn>) -> Result<u64, CoreError>,
     ) -> Outcome {
         let first = self.place.gfn.saturating_add(gfns.first);
         let Some(gfns) = Pages::from_raw(first, gfns.count.max(1)) else {
             return Outcome::InvalidParameter;
         };
-        let Progress { done, outcome } = call(&self.core, self.handle(vm), gfns);
+        let outcome = call(&self.core, self.handle(vm), gfns);
         match outcome {
-            Ok(()) => Outcome::Done(done),
+            Ok(done) => Outcome::Done(done),
             Err(CoreError::NoVm | CoreError::WrongVm) => Outcome::NotServed,
             Err(CoreError::Missing(gfn)) if missing_exits => Outcome::Missing(gfn.as_u64() - self.place.gfn),
             Err(CoreError::Lacking(lacking)) => {

@@ -38,28 +38,30 @@ impl<M: Machine> Hypervisor<M> {
         HostReply::Done(match call {
             HostCall::Version => self.version(),
             HostCall::PoolTopUp { pool, pfn, pages } => {
-                with_pages(pfn, pages, |pages| self.pool_top_up(pool, pages).into())
+                with_pages(pfn, pages, |pages| super::pages(self.pool_top_up(pool, pages)))
             }
             HostCall::VmTopUp { vm, pfn, pages } => {
-                with_pages(pfn, pages, |pages| self.vm_top_up(vm, pages).into())
+                with_pages(pfn, pages, |pages| super::pages(self.vm_top_up(vm, pages)))
             }
             HostCall::ShareHyp { pfn, pages } => {
-                with_pages(pfn, pages, |pages| self.host_share_hyp(pages).into())
+                with_pages(pfn, pages, |pages| super::pages(self.host_share_hyp(pages)))
             }
             HostCall::UnshareHyp { pfn, pages } => {
-                with_pages(pfn, pages, |pages| self.host_unshare_hyp(pages).into())
+                with_pages(pfn, pages, |pages| super::pages(self.host_unshare_hyp(pages)))
             }
             HostCall::DonateGuest { vm, pfn, gfn, pages } => with_pages(pfn, pages, |pfns| {
-                with_guest_pages(gfn, pages, |gfns| self.host_donate_guest(vm, pfns, gfns).into())
+                with_guest_pages(gfn, pages, |gfns| super::pages(self.host_donate_guest(vm, pfns, gfns)))
             }),
             HostCall::ShareGuest { vm, pfn, gfn, pages, permissions } => with_pages(pfn, pages, |pfns| {
-                with_guest_pages(gfn, pages, |gfns| self.host_share_guest(vm, pfns, gfns, permissions).into())
+                with_guest_pages(gfn, pages, |gfns| {
+                    super::pages(self.host_share_guest(vm, pfns, gfns, permissions))
+                })
             }),
             HostCall::UnshareGuest { vm, gfn, pages } => {
-                with_guest_pages(gfn, pages, |gfns| self.host_unshare_guest(vm, gfns).into())
+                with_guest_pages(gfn, pages, |gfns| super::pages(self.host_unshare_guest(vm, gfns)))
             }
             HostCall::ReclaimGuest { vm, gfn, pages } => {
-                with_guest_pages(gfn, pages, |gfns| self.host_reclaim_guest(vm, gfns).into())
+                with_guest_pages(gfn, pages, |gfns| super::pages(self.host_reclaim_guest(vm, gfns)))
             }
             HostCall::QueryPage { pfn } => self.query_page(pfn),
             HostCall::VmCreate { flags, root } => self.vm_create(flags, root),

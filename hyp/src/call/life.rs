@@ -12,6 +12,7 @@ use crate::ownership::guest::GuestSpace;
 use crate::pgtable::stage2::GUEST_IPA_BITS;
 use crate::pgtable::{Level, Table};
 use crate::pool::PagePool;
+use crate::pool::records::Record;
 use crate::vm::{VcpuError, Vm, root_pages};
 use crate::watch::{Answer, Asked, Held, Watch};
 use abi::host::HostResult;
@@ -34,14 +35,10 @@ impl<M: Machine> Hypervisor<M> {
         let regime = self.guest_regime(crate::vm::vmid(handle));
         let table = Table::new(root.start(), Level::ONE, GUEST_IPA_BITS, regime);
         let space = GuestSpace { handle, table, cache: PagePool::new(), pages: 0 };
-        let record = match self.records.alloc(Vm::new(flags, space)) {
+        let record = match self.take_root(root, Vm::new(flags, space)) {
             Ok(record) => record,
-            Err(lacking) => return lacking.into(),
+            Err(error) => return error.into(),
         };
-        if let Err(error) = self.take_root(flags, root) {
-            self.records.free(record);
-            return error.into();
-        }
         record.space.table.clear(&self.machine);
         self.machine.adopt(Tree::Stage2(record.id()), GUEST_IPA_BITS);
         self.vms.insert(&creation, record);
@@ -74,9 +71,9 @@ impl<M: Machine> Hypervisor<M> {
     pub(crate) fn vm_teardown_finish(&self, handle: VmHandle) -> HostResult {
         let mut host = self.host.lock();
         let mut hyp = self.hyp.lock();
-        let mut guard = self.vms.lock(handle);
+        let guard = self.vms.lock(handle);
         let watch = Watch::begin(self, Asked::TeardownFinish(handle), Held::only_vm(guard.as_deref()));
-        let ready = guard.as_deref_mut().map_or(Err(Error::NoEntry), |vm| vm.prepare_end(&self.machine));
+        let ready = guard.as_deref().map_or(Err(Error::NoEntry), Vm::check_end);
         watch.end(self, Held::only_vm(guard.as_deref()), Answer::from_vm(ready));
         let mut vm = match (guard, ready) {
             (Some(vm), Ok(())) => vm,
@@ -90,11 +87,11 @@ impl<M: Machine> Hypervisor<M> {
             };
             let held = Held { host: Some(&host), hyp: Some(&hyp), vm: Some(&vm) };
             let watch = Watch::begin(self, Asked::GiveBack(handle, page), held);
-            let result = donate::hyp_to_host(&self.machine, &self.memory, &mut host, &mut hyp, page);
+            let release = || vm.release_page(&self.machine);
+            let result = donate::hyp_to_host(&self.machine, &self.memory, &mut host, &mut hyp, page, release);
             let held = Held { host: Some(&host), hyp: Some(&hyp), vm: Some(&vm) };
             watch.end(self, held, Answer::from(&result.map(|()| 1)));
             if let Err(error) = result {
-                vm.space.cache.push(&self.machine, page);
                 return if done > 0 { HostResult::ok(&[done, vm.given]) } else { error.into() };
             }
             vm.given = vm.given.saturating_sub(1);
@@ -107,13 +104,21 @@ impl<M: Machine> Hypervisor<M> {
         HostResult::ok(&[done, left])
     }
 
-    /// Takes the root of a new VM from the host.
-    fn take_root(&self, flags: VmFlags, root: Pages<Pfn>) -> Result<(), crate::ownership::Error> {
-        let taken = self.with_host_and_hyp(Asked::TakeRoot(flags, root), |host, hyp| {
-            donate::host_to_hyp(&self.machine, &self.memory, host, hyp, root, Draw::Keep)?;
+    /// Takes the root of a new VM from the host, and a record for the VM.
+    fn take_root(&self, root: Pages<Pfn>, vm: Vm) -> Result<Record<Vm>, crate::ownership::Error> {
+        let mut record = None;
+        self.with_host_and_hyp(Asked::TakeRoot(vm.flags, root), |host, hyp| {
+            let (machine, memory) = (&self.machine, &self.memory);
+            let alloc = || self.records.alloc(vm);
+            let (root, allocated) =
+                donate::host_to_hyp_with(machine, memory, host, hyp, root, Draw::Keep, alloc)?;
+            record = Some(allocated);
             Ok(root.count())
-        });
-        taken.outcome
+        })?;
+        match record {
+            Some(record) => Ok(record),
+            None => crate::broken("a root was taken without a record"),
+        }
     }
 }
 
@@ -123,6 +128,7 @@ mod tests {
     use crate::testing::{PROTECTED, RAM_START, World};
     use abi::HostState;
     use abi::host::HostCall;
+    use abi::page::Pool;
 
     #[test]
     fn teardown_returns_every_page_and_the_census_is_that_of_the_start() {
@@ -219,6 +225,44 @@ mod tests {
             assert!(result.outcome.is_err(), "{root:#x}");
         }
         assert_eq!((world.census(), world.hyp.records.used()), before);
+    }
+
+    #[test]
+    fn a_root_that_is_not_the_hosts_is_refused_as_that_even_if_no_record_is_left() {
+        let world = World::new();
+        let root = RAM_START + 0x1000;
+        // Records run out.
+        let first_lack = (0..0x200).find_map(|number| {
+            let vm = HostCall::VmCreate { flags: PROTECTED, root: root + 2 * number };
+            world.call(vm).outcome.err().map(|error| (error, root + 2 * number))
+        });
+        let (error, next) = first_lack.unwrap();
+        assert_eq!(error, Error::NoMemory);
+        let create = |root| world.call(HostCall::VmCreate { flags: PROTECTED, root }).outcome;
+        assert_eq!(create(root), Err(Error::Permission));
+        assert_eq!(create(next), Err(Error::NoMemory));
+        world.check();
+    }
+
+    #[test]
+    fn an_end_that_lacks_tables_has_not_begun() {
+        let world = World::new();
+        let vm = world.vm(PROTECTED, 0x1000, 0);
+        // A block on both sides: to give one page of it back splits them.
+        world.ok(HostCall::VmTopUp { vm, pfn: RAM_START + 0x1200, pages: 0x200 });
+        world.ok(HostCall::VmTeardownStart { vm });
+        world.drain_tables();
+        let finish = || world.call(HostCall::VmTeardownFinish { vm });
+        assert_eq!(finish().outcome, Err(Error::NoMemory));
+        let top_up = HostCall::VmTopUp { vm, pfn: RAM_START + 0x1002, pages: 2 };
+        assert_eq!(world.call(top_up).outcome, Ok(()), "nothing has changed");
+        // Those two come first; then it lacks tables again, and is told so only when it cannot go on.
+        assert_eq!(finish().values[..2], [2, 0x202]);
+        let lacking = finish();
+        assert_eq!(lacking.outcome, Err(Error::NoMemory));
+        let (pfn, pages) = (RAM_START + 0x1020, lacking.values[0]);
+        world.ok(HostCall::PoolTopUp { pool: Pool::Tables, pfn, pages });
+        world.finish(vm);
     }
 
     #[test]

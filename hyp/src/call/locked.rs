@@ -1,7 +1,7 @@
 //! Each transition of ownership with the locks that it takes, in the order `host`, `hyp`, VM, and with the
 //! kind and phase of the VM that it is for.
 //!
-//! Every function does one chunk: the caller's caller comes again for the rest.
+//! Every function does one chunk and returns its pages: the caller's caller comes again for the rest.
 
 use crate::Hypervisor;
 use crate::addr::{Gfn, Pages, Pfn};
@@ -9,7 +9,7 @@ use crate::machine::Machine;
 use crate::ownership::donate::{self, Draw};
 use crate::ownership::guest::{self, GuestSpace};
 use crate::ownership::query::GuestPage;
-use crate::ownership::{Error, Host, HypSpace, Progress, reclaim, share};
+use crate::ownership::{Error, Host, HypSpace, reclaim, share};
 use crate::vm::{Phase, Vm};
 use crate::watch::{Answer, Asked, Held, Watch};
 use abi::VmHandle;
@@ -17,14 +17,14 @@ use abi::page::{Permissions, Pool};
 
 impl<M: Machine> Hypervisor<M> {
     /// Lends a chunk of the host's pages to the hypervisor.
-    pub fn host_share_hyp(&self, pages: Pages<Pfn>) -> Progress {
+    pub fn host_share_hyp(&self, pages: Pages<Pfn>) -> Result<u64, Error> {
         self.with_host_and_hyp(Asked::ShareHyp(pages), |host, hyp| {
             share::host_with_hyp(&self.machine, &self.memory, host, hyp, pages)
         })
     }
 
     /// Takes a chunk back from the hypervisor.
-    pub fn host_unshare_hyp(&self, pages: Pages<Pfn>) -> Progress {
+    pub fn host_unshare_hyp(&self, pages: Pages<Pfn>) -> Result<u64, Error> {
         self.with_host_and_hyp(Asked::UnshareHyp(pages), |host, hyp| {
             share::host_unshare_hyp(&self.machine, &self.memory, host, hyp, pages)
         })
@@ -35,7 +35,7 @@ impl<M: Machine> Hypervisor<M> {
         let pinned = self.with_host_and_hyp(Asked::Pin(page), |host, hyp| {
             share::pin(&self.machine, &self.memory, host, hyp, page).map(|()| 1)
         });
-        pinned.outcome
+        pinned.map(|_| ())
     }
 
     /// Lets go of a pinned page.
@@ -43,11 +43,11 @@ impl<M: Machine> Hypervisor<M> {
         let unpinned = self.with_host_and_hyp(Asked::Unpin(page), |host, hyp| {
             share::unpin(&self.machine, host, hyp, page).map(|()| 1)
         });
-        unpinned.outcome
+        unpinned.map(|_| ())
     }
 
     /// Gives a chunk of the host's pages to the hypervisor's pool of tables, or its heap of records.
-    pub fn pool_top_up(&self, pool: Pool, pages: Pages<Pfn>) -> Progress {
+    pub fn pool_top_up(&self, pool: Pool, pages: Pages<Pfn>) -> Result<u64, Error> {
         self.with_host_and_hyp(Asked::PoolTopUp(pool, pages), |host, hyp| {
             let draw = match pool {
                 Pool::Tables => Draw::Refill,
@@ -70,7 +70,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Gives a chunk of the host's pages to a VM for its tables.
-    pub fn vm_top_up(&self, vm: VmHandle, pages: Pages<Pfn>) -> Progress {
+    pub fn vm_top_up(&self, vm: VmHandle, pages: Pages<Pfn>) -> Result<u64, Error> {
         let mut host = self.host.lock();
         let mut hyp = self.hyp.lock();
         let mut guard = self.vms.lock(vm);
@@ -88,11 +88,11 @@ impl<M: Machine> Hypervisor<M> {
         });
         let held = Held { host: Some(&host), hyp: Some(&hyp), vm: guard.as_deref() };
         watch.end(self, held, Answer::from(&result));
-        result.into()
+        result
     }
 
     /// Gives a chunk of the host's pages to a protected guest.
-    pub fn host_donate_guest(&self, vm: VmHandle, pfns: Pages<Pfn>, gfns: Pages<Gfn>) -> Progress {
+    pub fn host_donate_guest(&self, vm: VmHandle, pfns: Pages<Pfn>, gfns: Pages<Gfn>) -> Result<u64, Error> {
         self.with_host_and_guest(Asked::DonateGuest(vm, pfns, gfns), vm, Want::Protected, |host, guest| {
             donate::host_to_guest(&self.machine, &self.memory, host, guest, pfns, gfns)
         })
@@ -105,7 +105,7 @@ impl<M: Machine> Hypervisor<M> {
         pfns: Pages<Pfn>,
         gfns: Pages<Gfn>,
         permissions: Permissions,
-    ) -> Progress {
+    ) -> Result<u64, Error> {
         self.with_host_and_guest(
             Asked::ShareGuest(vm, pfns, gfns, permissions),
             vm,
@@ -117,7 +117,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Takes a chunk back from a guest that is not protected, alive or dying.
-    pub fn host_unshare_guest(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Progress {
+    pub fn host_unshare_guest(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Result<u64, Error> {
         self.with_host_and_guest(
             Asked::UnshareGuest(vm, gfns),
             vm,
@@ -127,40 +127,40 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Takes a chunk back from a protected guest that is dying.
-    pub fn host_reclaim_guest(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Progress {
+    pub fn host_reclaim_guest(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Result<u64, Error> {
         self.with_host_and_guest(Asked::ReclaimGuest(vm, gfns), vm, Want::ProtectedDying, |host, guest| {
             reclaim::from_dying(&self.machine, host, guest, gfns)
         })
     }
 
     /// Shares a chunk of a guest's pages with the host.
-    pub fn guest_share_host(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Progress {
+    pub fn guest_share_host(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Result<u64, Error> {
         self.with_host_and_guest(Asked::Share(vm, gfns), vm, Want::Protected, |host, guest| {
             guest::share_host(&self.machine, host, guest, gfns)
         })
     }
 
     /// Takes a chunk of shared pages back from the host.
-    pub fn guest_unshare_host(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Progress {
+    pub fn guest_unshare_host(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Result<u64, Error> {
         self.with_host_and_guest(Asked::Unshare(vm, gfns), vm, Want::Protected, |host, guest| {
             guest::unshare_host(&self.machine, host, guest, gfns)
         })
     }
 
     /// Gives a chunk of a guest's pages back to the host, wiped.
-    pub fn guest_relinquish(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Progress {
+    pub fn guest_relinquish(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Result<u64, Error> {
         self.with_host_and_guest(Asked::Relinquish(vm, gfns), vm, Want::Protected, |host, guest| {
             guest::relinquish(&self.machine, host, guest, gfns)
         })
     }
 
     /// Enrols a chunk of a guest's addresses as a device.
-    pub fn guard_map(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Progress {
+    pub fn guard_map(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Result<u64, Error> {
         self.with_guest(Asked::GuardMap(vm, gfns), vm, |guest| guest::guard_map(&self.machine, guest, gfns))
     }
 
     /// Takes an enrolment back.
-    pub fn guard_unmap(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Progress {
+    pub fn guard_unmap(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Result<u64, Error> {
         self.with_guest(Asked::GuardUnmap(vm, gfns), vm, |guest| {
             guest::guard_unmap(&self.machine, guest, gfns)
         })
@@ -181,13 +181,13 @@ impl<M: Machine> Hypervisor<M> {
         &self,
         asked: Asked,
         transition: impl FnOnce(&mut Host, &mut HypSpace) -> Result<u64, Error>,
-    ) -> Progress {
+    ) -> Result<u64, Error> {
         let mut host = self.host.lock();
         let mut hyp = self.hyp.lock();
         let watch = Watch::begin(self, asked, Held::host_and_hyp(&host, &hyp));
         let result = transition(&mut host, &mut hyp);
         watch.end(self, Held::host_and_hyp(&host, &hyp), Answer::from(&result));
-        result.into()
+        result
     }
 
     fn with_host_and_guest(
@@ -196,7 +196,7 @@ impl<M: Machine> Hypervisor<M> {
         vm: VmHandle,
         want: Want,
         transition: impl FnOnce(&mut Host, &mut GuestSpace) -> Result<u64, Error>,
-    ) -> Progress {
+    ) -> Result<u64, Error> {
         let mut host = self.host.lock();
         let mut guard = self.vms.lock(vm);
         let held = Held { host: Some(&host), hyp: None, vm: guard.as_deref() };
@@ -207,7 +207,7 @@ impl<M: Machine> Hypervisor<M> {
         });
         let held = Held { host: Some(&host), hyp: None, vm: guard.as_deref() };
         watch.end(self, held, Answer::from(&result));
-        result.into()
+        result
     }
 
     fn with_guest(
@@ -215,7 +215,7 @@ impl<M: Machine> Hypervisor<M> {
         asked: Asked,
         vm: VmHandle,
         transition: impl FnOnce(&mut GuestSpace) -> Result<u64, Error>,
-    ) -> Progress {
+    ) -> Result<u64, Error> {
         let mut guard = self.vms.lock(vm);
         let watch = Watch::begin(self, asked, Held::only_vm(guard.as_deref()));
         let result = guard.as_deref_mut().ok_or(Error::NoVm).and_then(|vm| {
@@ -223,7 +223,7 @@ impl<M: Machine> Hypervisor<M> {
             transition(&mut vm.space)
         });
         watch.end(self, Held::only_vm(guard.as_deref()), Answer::from(&result));
-        result.into()
+        result
     }
 }
 

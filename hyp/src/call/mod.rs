@@ -12,7 +12,7 @@ pub mod host;
 pub mod life;
 pub mod locked;
 
-use crate::ownership::{Error as OwnershipError, Progress};
+use crate::ownership::Error as OwnershipError;
 use crate::pool::Lacking;
 use abi::Error;
 use abi::host::HostResult;
@@ -42,12 +42,11 @@ impl From<Lacking> for HostResult {
     }
 }
 
-impl From<Progress> for HostResult {
-    fn from(progress: Progress) -> Self {
-        match progress.outcome {
-            Ok(()) => Self::ok(&[progress.done]),
-            Err(error) => error.into(),
-        }
+/// The result of a call about a range: the pages that were done.
+pub(crate) fn pages(result: Result<u64, OwnershipError>) -> HostResult {
+    match result {
+        Ok(done) => HostResult::ok(&[done]),
+        Err(error) => error.into(),
     }
 }
 

@@ -53,7 +53,7 @@ fn of_host_and_hyp(
     wrong: impl FnOnce(&TestMachine, &mut Host, &mut HypSpace) -> Result<u64, Error>,
 ) -> String {
     report(|| {
-        world.hyp.with_host_and_hyp(asked, |host, hyp| wrong(world.hyp.machine(), host, hyp));
+        let _ = world.hyp.with_host_and_hyp(asked, |host, hyp| wrong(world.hyp.machine(), host, hyp));
     })
 }
 
@@ -224,7 +224,7 @@ fn what_is_broken_before_a_call_is_told_before_it() {
     let vm = donated(&world);
     set_host(world.hyp.machine(), &mut world.hyp.host.lock(), 5, of_host(5, Sharing::Owned));
     let text = report(|| {
-        world.hyp.guest_share_host(vm, guest(0, 1));
+        assert_eq!(world.hyp.guest_share_host(vm, guest(0, 1)), Ok(1));
     });
     assert_eq!(
         text,

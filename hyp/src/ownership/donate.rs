@@ -37,6 +37,23 @@ pub fn host_to_hyp<M: Machine>(
     pages: Pages<Pfn>,
     draw: Draw,
 ) -> Result<Pages<Pfn>, Error> {
+    let (pages, ()) = host_to_hyp_with(machine, memory, host, hyp, pages, draw, || Ok(()))?;
+    Ok(pages)
+}
+
+/// As [`host_to_hyp`], and reserves what else the pages are given for: `also` is asked last, and returns it.
+///
+/// # Errors
+/// As [`host_to_hyp`]; or that is lacking.
+pub fn host_to_hyp_with<M: Machine, R>(
+    machine: &M,
+    memory: &MemoryMap,
+    host: &mut Host,
+    hyp: &mut HypSpace,
+    pages: Pages<Pfn>,
+    draw: Draw,
+    also: impl FnOnce() -> Result<R, Lacking>,
+) -> Result<(Pages<Pfn>, R), Error> {
     // Check.
     memory.check(pages)?;
     let (pages, shown) = chunk(pages, pages.identity_va());
@@ -57,13 +74,15 @@ pub fn host_to_hyp<M: Machine>(
             }
         }
     }
+    let reserved = also()?;
     // Commit.
     host.table.set(machine, pages.identity(), &mut host.pool, |_| Entry::Owned(Owner::Hyp));
     hyp.map(machine, host, pages);
-    Ok(pages)
+    Ok((pages, reserved))
 }
 
-/// Gives one of the hypervisor's pages back to the host, wiped.
+/// Gives one of the hypervisor's pages back to the host, wiped. `release` takes it out of use, once it is sure that
+/// it goes.
 ///
 /// # Errors
 /// The hypervisor does not own the page, or table pages are lacking.
@@ -73,6 +92,7 @@ pub fn hyp_to_host<M: Machine>(
     host: &mut Host,
     hyp: &mut HypSpace,
     page: Pfn,
+    release: impl FnOnce(),
 ) -> Result<(), Error> {
     let pages = Pages::one(page);
     // Check.
@@ -94,6 +114,7 @@ pub fn hyp_to_host<M: Machine>(
         .saturating_add(hyp.table.tables_needed(machine, pages.identity_va()));
     host.pool.check(Pool::Tables, tables, TOPUP_RESERVE)?;
     // Commit.
+    release();
     hyp.unmap(machine, host, pages);
     machine.wipe(page);
     host.give(machine, pages, Sharing::Owned);

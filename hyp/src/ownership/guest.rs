@@ -101,9 +101,7 @@ pub fn share_host<M: Machine>(
     // Check and reserve.
     guest.check_span(gfns)?;
     let (gfns, _) = chunk(gfns, gfns);
-    guest
-        .prepare(machine, host, gfns, |sharing| sharing == Sharing::Owned)
-        .map_err(|error| guest.check_present(machine, gfns).err().unwrap_or(error))?;
+    guest.prepare(machine, host, gfns, |sharing| sharing == Sharing::Owned)?;
     // Commit.
     guest.change_pieces(machine, gfns, |guest, piece| {
         // The host may look past the caches, with or without FEAT_S2FWB: what it finds there must be what the
@@ -211,15 +209,6 @@ impl GuestSpace {
         Ok(self.cache.check(Pool::Vm, self.table.tables_needed(machine, gfns), 0)?)
     }
 
-    /// Checks that every page is memory. What is missing is told before what is in the wrong state, whatever comes
-    /// first.
-    fn check_present<M: Machine>(&self, machine: &M, gfns: Pages<Gfn>) -> Result<(), Error> {
-        self.table.try_for_each(machine, gfns, |run| match memory(run.entry) {
-            Ok(_) => Ok(()),
-            Err(gap) => Err(gap.error(run.pages.start())),
-        })
-    }
-
     /// The pages before the first that is not memory; what is there instead, if that is the first of all.
     pub(super) fn before_gap<M: Machine>(&self, machine: &M, gfns: Pages<Gfn>) -> Result<Pages<Gfn>, Gap> {
         let gap = self.table.try_for_each(machine, gfns, |run| match memory(run.entry) {
@@ -249,7 +238,8 @@ impl GuestSpace {
         self.pages = self.pages.saturating_add(gfns.count());
     }
 
-    /// Shows the pieces of a chunk in order, until `visit` fails.
+    /// Shows the pieces of a chunk in order, until `visit` fails. What `visit` says of a page counts before what
+    /// is wrong with a later one.
     ///
     /// # Errors
     /// A page is missing, poisoned or a device; or as `visit` says.
@@ -263,7 +253,13 @@ impl GuestSpace {
         let mut pending: Option<Piece> = None;
         self.table.try_for_each(machine, gfns, |run| -> Result<(), Error> {
             let gfn = run.pages.start();
-            let page = memory(run.entry).map_err(|gap| gap.error(gfn))?;
+            let page = match memory(run.entry) {
+                Ok(page) => page,
+                Err(gap) => {
+                    pending.take().map_or(Ok(()), &mut visit)?;
+                    return Err(gap.error(gfn));
+                }
+            };
             let pfns = Pages::new(page.pfn, run.pages.count()).ok_or(Error::GuestState(gfn))?;
             let piece = Piece { gfns: run.pages, pfns, sharing: page.sharing };
             match pending.and_then(|pending| pending.join(piece)) {
@@ -407,7 +403,6 @@ impl Host {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ownership::Progress;
     use crate::ownership::query::GuestPage;
     use crate::testing::{RAM_START, World};
     use abi::HostState;
@@ -417,10 +412,6 @@ mod tests {
 
     fn run(first: u64, count: u64) -> Pages<Gfn> {
         Pages::from_raw(GFN + first, count).unwrap()
-    }
-
-    fn done(pages: u64) -> Progress {
-        Progress { done: pages, outcome: Ok(()) }
     }
 
     /// A guest with these pages of RAM at its first pages, one by one.
@@ -438,11 +429,11 @@ mod tests {
         let world = World::new();
         let vm = guest(&world, &[5]);
         let before = world.census();
-        assert_eq!(world.hyp.guest_share_host(vm, run(0, 1)), done(1));
+        assert_eq!(world.hyp.guest_share_host(vm, run(0, 1)), Ok(1));
         assert_eq!(world.host_state(5), Some(HostState::SharedBorrowed));
         world.load_all();
         assert!(world.host_reads(5));
-        assert_eq!(world.hyp.guest_unshare_host(vm, run(0, 1)), done(1));
+        assert_eq!(world.hyp.guest_unshare_host(vm, run(0, 1)), Ok(1));
         world.check();
         assert!(!world.host_reads(5));
         assert_eq!(world.guest_reads(vm, GFN), Some(5));
@@ -457,7 +448,7 @@ mod tests {
         let pa = (RAM_START + 5) << 12;
         world.sim().write_bytes(pa, &[0; 8]);
         assert_ne!(world.sim().load64_uncached(pa), 0, "the secret is still behind the caches");
-        assert_eq!(world.hyp.guest_share_host(vm, run(0, 1)), done(1));
+        assert_eq!(world.hyp.guest_share_host(vm, run(0, 1)), Ok(1));
         assert_eq!(world.sim().load64_uncached(pa), 0);
     }
 
@@ -465,10 +456,10 @@ mod tests {
     fn unshare_leaves_no_dirty_line_of_the_host() {
         let world = World::new();
         let vm = guest(&world, &[5]);
-        assert_eq!(world.hyp.guest_share_host(vm, run(0, 1)), done(1));
+        assert_eq!(world.hyp.guest_share_host(vm, run(0, 1)), Ok(1));
         let pa = (RAM_START + 5) << 12;
         world.sim().write_bytes(pa, b"hostdata");
-        assert_eq!(world.hyp.guest_unshare_host(vm, run(0, 1)), done(1));
+        assert_eq!(world.hyp.guest_unshare_host(vm, run(0, 1)), Ok(1));
         assert!(!world.sim().is_dirty(pa), "it could be written back over what the guest stores");
     }
 
@@ -476,11 +467,11 @@ mod tests {
     fn a_chunk_of_scattered_pages_is_shared_whole() {
         let world = World::new();
         let vm = guest(&world, &[9, 3, 4, 0x700, 0x701, 2]);
-        assert_eq!(world.hyp.guest_share_host(vm, run(0, 6)), done(6));
+        assert_eq!(world.hyp.guest_share_host(vm, run(0, 6)), Ok(6));
         for page in [9, 3, 4, 0x700, 0x701, 2] {
             assert_eq!(world.host_state(page), Some(HostState::SharedBorrowed), "{page:#x}");
         }
-        assert_eq!(world.hyp.guest_unshare_host(vm, run(1, 4)), done(4));
+        assert_eq!(world.hyp.guest_unshare_host(vm, run(1, 4)), Ok(4));
         assert_eq!(world.host_state(0x701), Some(HostState::NoPage));
         assert_eq!(world.host_state(2), Some(HostState::SharedBorrowed));
         world.check();
@@ -490,31 +481,42 @@ mod tests {
     fn a_chunk_with_one_wrong_page_changes_nothing() {
         let world = World::new();
         let vm = guest(&world, &[1, 2, 3]);
-        assert_eq!(world.hyp.guest_share_host(vm, run(1, 1)), done(1));
+        assert_eq!(world.hyp.guest_share_host(vm, run(1, 1)), Ok(1));
         let gfn = |offset| Gfn::new(GFN + offset).unwrap();
         let before = world.census();
-        let refused = |error| Progress { done: 0, outcome: Err(error) };
-        assert_eq!(world.hyp.guest_share_host(vm, run(0, 3)), refused(Error::GuestState(gfn(1))));
-        assert_eq!(world.hyp.guest_unshare_host(vm, run(0, 3)), refused(Error::GuestState(gfn(0))));
-        assert_eq!(world.hyp.guest_share_host(vm, run(2, 2)), refused(Error::Missing(gfn(3))));
-        assert_eq!(world.hyp.guest_relinquish(vm, run(1, 1)), refused(Error::GuestState(gfn(1))));
+        assert_eq!(world.hyp.guest_share_host(vm, run(0, 3)), Err(Error::GuestState(gfn(1))));
+        assert_eq!(world.hyp.guest_unshare_host(vm, run(0, 3)), Err(Error::GuestState(gfn(0))));
+        assert_eq!(world.hyp.guest_share_host(vm, run(2, 2)), Err(Error::Missing(gfn(3))));
+        assert_eq!(world.hyp.guest_relinquish(vm, run(1, 1)), Err(Error::GuestState(gfn(1))));
         let beyond = Pages::from_raw((1 << 28) - 1, 2).unwrap();
-        assert_eq!(world.hyp.guard_map(vm, beyond), refused(Error::BeyondGuest));
+        assert_eq!(world.hyp.guard_map(vm, beyond), Err(Error::BeyondGuest));
         let beyond = Pages::from_raw(1 << 28, 1).unwrap();
-        assert_eq!(world.hyp.guest_share_host(vm, beyond), refused(Error::BeyondGuest));
+        assert_eq!(world.hyp.guest_share_host(vm, beyond), Err(Error::BeyondGuest));
         assert_eq!(world.census(), before);
         world.check();
     }
 
     #[test]
-    fn a_missing_page_is_told_before_one_that_is_shared_already() {
-        let world = World::new();
-        let vm = guest(&world, &[1, 9, 5]);
-        assert_eq!(world.hyp.guest_share_host(vm, run(1, 1)), done(1));
-        let missing = Err(Error::Missing(Gfn::new(GFN + 3).unwrap()));
-        let refused = Progress { done: 0, outcome: missing };
-        assert_eq!(world.hyp.guest_share_host(vm, run(0, 4)), refused);
-        assert_eq!(world.hyp.guest_share_host(vm, run(1, 3)), refused);
+    fn the_first_page_of_a_chunk_that_cannot_be_shared_decides_what_becomes_of_the_call() {
+        let gfn = |offset| Gfn::new(GFN + offset).unwrap();
+        // Page 1 is shared already. Before the gap at page 3, pages 1 and 2 are one piece or two.
+        for pages in [[1, 2, 3], [1, 2, 9]] {
+            let world = World::new();
+            let vm = guest(&world, &pages);
+            assert_eq!(world.hyp.guest_share_host(vm, run(1, 2)), Ok(2));
+            assert_eq!(
+                world.hyp.guest_share_host(vm, run(0, 4)),
+                Err(Error::GuestState(gfn(1))),
+                "{pages:?}"
+            );
+            assert_eq!(
+                world.hyp.guest_share_host(vm, run(2, 2)),
+                Err(Error::GuestState(gfn(2))),
+                "{pages:?}"
+            );
+            assert_eq!(world.hyp.guest_unshare_host(vm, run(1, 2)), Ok(2));
+            assert_eq!(world.hyp.guest_share_host(vm, run(0, 4)), Err(Error::Missing(gfn(3))), "{pages:?}");
+        }
     }
 
     #[test]
@@ -522,11 +524,11 @@ mod tests {
         let world = World::new();
         let vm = guest(&world, &[5, 6]);
         world.fill(5);
-        assert_eq!(world.hyp.guest_relinquish(vm, run(0, 1)), done(1));
+        assert_eq!(world.hyp.guest_relinquish(vm, run(0, 1)), Ok(1));
         assert_eq!(world.host_state(5), Some(HostState::Owned));
         assert!(world.is_wiped(5));
         assert_eq!(world.guest_reads(vm, GFN), None);
-        assert_eq!(world.hyp.guest_relinquish(vm, run(0, 2)), done(1), "a hole is passed over");
+        assert_eq!(world.hyp.guest_relinquish(vm, run(0, 2)), Ok(1), "a hole is passed over");
         assert_eq!(world.guest_reads(vm, GFN + 1), Some(6));
         world.check();
     }
@@ -536,11 +538,11 @@ mod tests {
         let world = World::new();
         let vm = world.protected_vm();
         world.ok(HostCall::DonateGuest { vm, pfn: RAM_START + 0x400, gfn: GFN, pages: 0x200 });
-        assert_eq!(world.hyp.guest_share_host(vm, run(7, 1)), done(1));
+        assert_eq!(world.hyp.guest_share_host(vm, run(7, 1)), Ok(1));
         assert!(world.host_reads(0x407) && !world.host_reads(0x406) && !world.host_reads(0x408));
         assert_eq!(world.guest_reads(vm, GFN + 0x1ff), Some(0x5ff));
         world.load_all();
-        assert_eq!(world.hyp.guest_unshare_host(vm, run(7, 1)), done(1));
+        assert_eq!(world.hyp.guest_unshare_host(vm, run(7, 1)), Ok(1));
         assert!(!world.host_reads(0x407));
         world.check();
     }
@@ -550,14 +552,18 @@ mod tests {
         let world = World::new();
         let vm = guest(&world, &[5]);
         let device = Pages::from_raw(0x9000, 2).unwrap();
-        assert_eq!(world.hyp.guard_map(vm, device), done(2));
-        assert_eq!(world.hyp.guard_map(vm, device), done(2), "twice is once");
+        assert_eq!(world.hyp.guard_map(vm, device), Ok(2));
+        assert_eq!(world.hyp.guard_map(vm, device), Ok(2), "twice is once");
         assert_eq!(world.hyp.guest_page(vm, device.start()), GuestPage::Device);
         let donate = HostCall::DonateGuest { vm, pfn: RAM_START + 8, gfn: 0x9000, pages: 1 };
         assert_eq!(world.call(donate).outcome, Err(abi::Error::Permission));
-        assert_eq!(world.hyp.guard_map(vm, run(0, 1)).done, 0, "memory does not become a device");
-        assert_eq!(world.hyp.guard_unmap(vm, device), done(2));
-        assert_eq!(world.hyp.guard_unmap(vm, device).done, 0);
+        assert_eq!(
+            world.hyp.guard_map(vm, run(0, 1)),
+            Err(Error::GuestState(Gfn::new(GFN).unwrap())),
+            "memory does not become a device"
+        );
+        assert_eq!(world.hyp.guard_unmap(vm, device), Ok(2));
+        assert_eq!(world.hyp.guard_unmap(vm, device), Err(Error::GuestState(device.start())));
         world.ok(donate);
         world.check();
     }

@@ -95,24 +95,6 @@ impl From<MemoryError> for Error {
     }
 }
 
-/// How far a range call came: pages done in whole chunks, and why it stopped, if not at the end of a chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Pages done.
-    pub done: u64,
-    /// Why not more.
-    pub outcome: Result<(), Error>,
-}
-
-impl From<Result<u64, Error>> for Progress {
-    fn from(result: Result<u64, Error>) -> Self {
-        match result {
-            Ok(done) => Self { done, outcome: Ok(()) },
-            Err(error) => Self { done: 0, outcome: Err(error) },
-        }
-    }
-}
-
 /// Cuts two runs of equal length to the first chunk: what lies within one last-level table on both sides.
 fn chunk<A: Frame, B: Frame>(a: Pages<A>, b: Pages<B>) -> (Pages<A>, Pages<B>) {
     let count = rest_of_region(a.start().as_u64()).min(rest_of_region(b.start().as_u64()));

@@ -204,7 +204,7 @@ mod tests {
         let world = World::new();
         let vm = world.protected_vm();
         world.ok(HostCall::DonateGuest { vm, pfn: RAM_START, gfn: 0, pages: 3 });
-        world.hyp.guest_share_host(vm, Pages::from_raw(1, 1).unwrap());
+        assert_eq!(world.hyp.guest_share_host(vm, Pages::from_raw(1, 1).unwrap()), Ok(1));
         world.ok(HostCall::ShareHyp { pfn: RAM_START + 9, pages: 2 });
         let census = world.census();
         assert_eq!(census.total(), RAM_PAGES - 2, "all RAM but the no-map pages");

@@ -78,7 +78,7 @@ mod tests {
         for page in [4, 5] {
             world.fill(page);
         }
-        world.hyp.guest_share_host(vm, Pages::from_raw(GFN + 1, 1).unwrap());
+        assert_eq!(world.hyp.guest_share_host(vm, Pages::from_raw(GFN + 1, 1).unwrap()), Ok(1));
         let reclaim = HostCall::ReclaimGuest { vm, gfn: GFN, pages: 2 };
         assert_eq!(world.call(reclaim).outcome, Err(Code::Permission), "the VM is alive");
         world.ok(HostCall::VmTeardownStart { vm });
@@ -107,7 +107,7 @@ mod tests {
         let vm = world.protected_vm();
         world.ok(HostCall::DonateGuest { vm, pfn: RAM_START + 4, gfn: GFN, pages: 8 });
         let hole = Pages::from_raw(GFN + 5, 1).unwrap();
-        assert_eq!(world.hyp.guest_relinquish(vm, hole).done, 1);
+        assert_eq!(world.hyp.guest_relinquish(vm, hole), Ok(1));
         world.ok(HostCall::VmTeardownStart { vm });
         assert_eq!(world.ok(HostCall::ReclaimGuest { vm, gfn: GFN, pages: 8 }), 5);
         let at_the_hole = HostCall::ReclaimGuest { vm, gfn: GFN + 5, pages: 3 };

@@ -104,11 +104,14 @@ pub fn pin<M: Machine>(
         *count = count.checked_add(1).ok_or(Error::TooManyPins)?;
         return Ok(());
     }
+    if hyp.pins.pages.is_full() {
+        return Err(Error::TooManyPins);
+    }
     // Reserve.
     let tables = hyp.table.tables_needed(machine, pages.identity_va());
     host.pool.check(Pool::Tables, tables, TOPUP_RESERVE)?;
-    hyp.pins.pages.try_push((page, 1)).map_err(|_| Error::TooManyPins)?;
     // Commit.
+    hyp.pins.pages.push((page, 1));
     hyp.map(machine, host, pages);
     Ok(())
 }
@@ -251,6 +254,22 @@ mod tests {
         }
         world.ok(HostCall::UnshareHyp { pfn: RAM_START, pages: 0x100 });
         world.check();
+    }
+
+    #[test]
+    fn one_pin_too_many_is_refused_as_that_even_if_tables_are_lacking_too() {
+        let world = World::new();
+        world.ok(HostCall::ShareHyp { pfn: RAM_START, pages: 0x100 });
+        // In another region, where EL2 has no table yet.
+        world.ok(HostCall::ShareHyp { pfn: RAM_START + 0xc00, pages: 1 });
+        for offset in 0..MAX_PINNED as u64 {
+            world.hyp.pin(Pfn::new(RAM_START + offset).unwrap()).unwrap();
+        }
+        world.drain_tables();
+        let one_more = Pfn::new(RAM_START + 0xc00).unwrap();
+        assert_eq!(world.hyp.pin(one_more), Err(Error::TooManyPins));
+        world.hyp.unpin(Pfn::new(RAM_START).unwrap()).unwrap();
+        assert!(matches!(world.hyp.pin(one_more), Err(Error::Lacking(_))));
     }
 
     #[test]

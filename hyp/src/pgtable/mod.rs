@@ -288,9 +288,22 @@ impl<R: Regime> Table<R> {
         machine.publish();
     }
 
-    /// Unlinks one table that has no table below it and returns its page, wiped by nobody; `None` when only
-    /// the root is left. For trees whose VM is dying: no leaf of the table may be valid any more.
+    /// A table that has no table below it; `None` when only the root is left.
+    pub fn lowest_table<M: Machine>(&self, machine: &M) -> Option<Pfn> {
+        self.lowest_link(machine).map(|(_, table, _)| table)
+    }
+
+    /// Unlinks that table and returns its page, wiped by nobody. For trees whose VM is dying: no leaf of the table
+    /// may be valid any more.
     pub fn unlink_table<M: Machine>(&mut self, machine: &M) -> Option<Pfn> {
+        let (at, table, level) = self.lowest_link(machine)?;
+        machine.write_descriptor(at, self.regime.encode(R::EMPTY, level));
+        machine.publish();
+        Some(table)
+    }
+
+    /// Where the lowest table is linked, its page, and its level.
+    fn lowest_link<M: Machine>(&self, machine: &M) -> Option<(PhysAddr, Pfn, Level)> {
         let mut parent: Option<PhysAddr> = None;
         let mut table = self.root;
         let mut words = self.root_pages().saturating_mul(ENTRIES);
@@ -308,12 +321,7 @@ impl<R: Regime> Table<R> {
                     words = ENTRIES;
                     level = level.next();
                 }
-                (None, Some(at)) => {
-                    machine.write_descriptor(at, self.regime.encode(R::EMPTY, level));
-                    machine.publish();
-                    return Some(table);
-                }
-                (None, None) => return None,
+                (None, parent) => return parent.map(|at| (at, table, level)),
             }
         }
     }

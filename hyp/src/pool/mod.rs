@@ -84,6 +84,11 @@ impl PagePool {
         self.total = self.total.saturating_add(pages.count());
     }
 
+    /// The page that [`pop`](Self::pop) would take.
+    pub fn top(&self) -> Option<Pfn> {
+        self.top
+    }
+
     /// Takes a page; its content is undefined.
     pub fn pop<M: Machine>(&mut self, machine: &M) -> Option<Pfn> {
         let page = self.top?;

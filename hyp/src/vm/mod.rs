@@ -151,19 +151,19 @@ impl Vm {
 
     /// Takes a vCPU for this CPU alone.
     fn claim(&mut self, index: u64) -> Result<(usize, Record<Vcpu>), Error> {
-        self.check_live()?;
+        let live = self.check_live();
         let at = usize::try_from(index).map_err(|_| Error::NoEntry)?;
         let slot = self.vcpus.get_mut(at).ok_or(Error::NoEntry)?;
+        if matches!(slot, VcpuSlot::Absent) {
+            return Err(Error::NoEntry);
+        }
+        live?;
         match core::mem::replace(slot, VcpuSlot::Claimed) {
             VcpuSlot::Idle(record) => {
                 self.claimed = self.claimed.saturating_add(1);
                 Ok((at, record))
             }
-            VcpuSlot::Absent => {
-                *slot = VcpuSlot::Absent;
-                Err(Error::NoEntry)
-            }
-            VcpuSlot::Claimed => Err(Error::Busy),
+            VcpuSlot::Absent | VcpuSlot::Claimed => Err(Error::Busy),
         }
     }
 
@@ -195,37 +195,38 @@ impl Vm {
         Ok(())
     }
 
-    /// Checks that the VM may end, and drops its translations once.
-    pub(crate) fn prepare_end<M: Machine>(&mut self, machine: &M) -> Result<(), Error> {
+    /// Checks that the VM may end.
+    pub(crate) fn check_end(&self) -> Result<(), Error> {
         if self.phase != Phase::Dying {
             return Err(Error::Permission);
         }
         if self.space.pages > 0 {
             return Err(Error::Busy);
         }
+        Ok(())
+    }
+
+    /// The next page to give back: what the pool holds, then the tables, the root last. `None` at the end.
+    pub(crate) fn next_page<M: Machine>(&self, machine: &M) -> Option<Pfn> {
+        let table = || self.space.table.lowest_table(machine).unwrap_or(self.space.table.root());
+        self.space.cache.top().or_else(|| (!self.root_released).then(table))
+    }
+
+    /// Takes the page that [`next_page`](Self::next_page) tells out of use. The first time, the VM's translations
+    /// are dropped, and nothing of it grows any more.
+    pub(crate) fn release_page<M: Machine>(&mut self, machine: &M) {
         if !self.flushed {
             machine.retire_stage2(self.id());
             self.flushed = true;
         }
-        Ok(())
-    }
-
-    /// The next page to give back: a table, then what the pool holds, the root last. `None` at the end.
-    pub(crate) fn next_page<M: Machine>(&mut self, machine: &M) -> Option<Pfn> {
-        if let Some(page) = self.space.cache.pop(machine) {
-            return Some(page);
-        }
-        if self.root_released {
-            return None;
-        }
-        if let Some(table) = self.space.table.unlink_table(machine) {
-            return Some(table);
+        if self.space.cache.pop(machine).is_some() || self.space.table.unlink_table(machine).is_some() {
+            return;
         }
         self.root_released = true;
-        if let Some(root) = Pages::new(self.space.table.root(), self.space.table.root_pages()) {
-            self.space.cache.extend(machine, root);
+        let root = Pages::new(self.space.table.root(), self.space.table.root_pages());
+        if let Some(rest) = root.and_then(|root| root.advanced(1)) {
+            self.space.cache.extend(machine, rest);
         }
-        self.space.cache.pop(machine)
     }
 }
 
@@ -489,6 +490,20 @@ mod tests {
         world.hyp.unclaim(claim);
         assert_eq!(world.call(start).outcome, Ok(()));
         assert_eq!(world.hyp.claim(vm, 0).err(), Some(Error::Permission));
+    }
+
+    #[test]
+    fn a_vcpu_that_is_not_there_is_no_entry_also_in_a_dying_vm() {
+        let world = crate::testing::World::new();
+        let vm = world.protected_vm();
+        world.ok(abi::HostCall::VcpuCreate { vm, vcpu: 0 });
+        world.ok(abi::HostCall::VmTeardownStart { vm });
+        assert_eq!(world.hyp.claim(vm, 0).err(), Some(Error::Permission));
+        for absent in [1, MAX_VCPUS as u64, u64::MAX] {
+            assert_eq!(world.hyp.claim(vm, absent).err(), Some(Error::NoEntry));
+            let ack = abi::HostCall::UnshareAck { vm, vcpu: absent };
+            assert_eq!(world.call(ack).outcome, Err(Error::NoEntry));
+        }
     }
 
     #[test]

@@ -11,8 +11,8 @@ use crate::Hypervisor;
 use crate::addr::{Gfn, Pages};
 use crate::call::unit;
 use crate::machine::Machine;
+use crate::ownership;
 use crate::ownership::query::GuestPage;
-use crate::ownership::{self, Progress};
 use crate::sync::Ordering;
 use crate::vm::guest_call::{Answer, GuestCall, Request, answer, first_chunk};
 use crate::vm::inject::{Exception, guest_state};
@@ -220,10 +220,11 @@ impl<M: Machine> Hypervisor<M> {
     /// host's access away and gives the guest its result. The range lies in one table, so that it is taken
     /// back whole or not at all.
     fn commit_unshare(&self, claim: &mut Claim, pages: Pages<Gfn>) -> Unshare {
-        let Progress { done, outcome } = self.guest_unshare_host(claim.handle, pages);
-        if let (0, Err(ownership::Error::Lacking(lacking))) = (done, outcome) {
-            return Unshare::Lacking(lacking);
-        }
+        let done = match self.guest_unshare_host(claim.handle, pages) {
+            Ok(done) => done,
+            Err(ownership::Error::Lacking(lacking)) => return Unshare::Lacking(lacking),
+            Err(_) => 0,
+        };
         claim.vcpu.pending = Pending::None;
         set_answer(&mut claim.vcpu, range_answer(done));
         Unshare::Done(done)
@@ -388,7 +389,7 @@ impl<M: Machine> Hypervisor<M> {
 
     fn memory_call(&self, claim: &mut Claim, request: Request, pages: Pages<Gfn>) -> Step {
         let vm = claim.handle;
-        let Progress { done, outcome } = match request {
+        let result = match request {
             Request::Share => self.guest_share_host(vm, pages),
             Request::Unshare if claim.flags.unshare_immediate => self.guest_unshare_host(vm, pages),
             Request::Unshare => return self.ask_to_unshare(claim, pages),
@@ -396,9 +397,8 @@ impl<M: Machine> Hypervisor<M> {
             Request::GuardMap => self.guard_map(vm, pages),
             Request::GuardUnmap => self.guard_unmap(vm, pages),
         };
-        match outcome {
-            // What was done is reported; the guest's next call meets the obstacle itself.
-            _ if done > 0 => {}
+        let done = match result {
+            Ok(done) => done,
             Err(ownership::Error::Missing(gfn)) if request == Request::Share => {
                 claim.vcpu.context.rewind_call();
                 return Step::Exit(Exit::MissingPage { ipa: gfn.base().as_u64(), access: Access::Write });
@@ -407,8 +407,8 @@ impl<M: Machine> Hypervisor<M> {
                 claim.vcpu.context.rewind_call();
                 return Step::Exit(Exit::NeedPages { pool: lacking.pool, pages: lacking.pages });
             }
-            _ => {}
-        }
+            Err(_) => 0,
+        };
         resume_with(&mut claim.vcpu, range_answer(done))
     }
 
