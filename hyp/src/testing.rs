@@ -16,6 +16,7 @@ use abi::{HostState, VmFlags, VmHandle};
 use arrayvec::ArrayVec;
 use core::cell::Cell;
 use core::ptr::NonNull;
+use core::sync::atomic::AtomicBool;
 use std::collections::VecDeque;
 use std::sync::{Mutex, OnceLock};
 
@@ -70,8 +71,11 @@ pub struct TestMachine {
     sim: sim::Sim,
     /// What the guests do that run on each CPU.
     scripts: [Mutex<VecDeque<Step>>; CPUS],
-    /// Steps so far. Under shuttle this is also where another CPU may go on, before each step.
+    /// Another CPU may go on before each step: under shuttle, each use of `steps` is such a point.
+    interleaved: AtomicBool,
     steps: AtomicU64,
+    /// Some tree is in use. Before that nobody's lock is asked for: at boot there is one CPU.
+    adopted: AtomicBool,
     /// What [`Machine::record_memory`] has shown.
     records: Mutex<Vec<Vec<RecordPage>>>,
     needs_clean: bool,
@@ -103,6 +107,8 @@ impl TestMachine {
         Self {
             sim: sim::Sim::new(sim::Config { ram, cpus: CPUS }),
             scripts: Default::default(),
+            interleaved: AtomicBool::new(false),
+            adopted: AtomicBool::new(false),
             steps: AtomicU64::new(0),
             records: Mutex::default(),
             needs_clean: true,
@@ -115,14 +121,24 @@ impl TestMachine {
     }
 
     /// The simulated hardware, for this CPU's next step.
-    fn step(&self) -> &sim::Sim {
-        self.steps.fetch_add(1, Ordering::SeqCst);
+    pub fn step(&self) -> &sim::Sim {
+        if self.interleaved.load(Ordering::Relaxed) {
+            self.steps.fetch_add(1, Ordering::Relaxed);
+        }
         &self.sim
+    }
+
+    /// From now on other CPUs may go on before each step, or not.
+    pub fn interleave(&self, interleaved: bool) {
+        self.interleaved.store(interleaved, Ordering::Relaxed);
     }
 
     /// Whoever writes to a table that is in use holds the lock of the table's owner.
     #[track_caller]
     fn check_lock(&self, at: PhysAddr) {
+        if !self.adopted.load(Ordering::Relaxed) {
+            return;
+        }
         let owner = match self.sim.table_regime(at.as_u64()) {
             None => return,
             Some(sim::Regime::El2) => Lock::Hyp,
@@ -202,6 +218,7 @@ impl Machine for TestMachine {
             Tree::Stage2(id) => (id.root, sim::TableKind::Stage2 { vmid: id.vmid, ipa_bits: input_bits }),
             Tree::Hyp(root) => (root, sim::TableKind::El2 { va_bits: input_bits }),
         };
+        self.adopted.store(true, Ordering::Relaxed);
         self.step().table_root(root.base().as_u64(), kind);
     }
 
@@ -306,14 +323,20 @@ impl World {
     /// # Panics
     /// If it cannot be built.
     pub fn with_pool(pool: u64) -> Self {
+        let world = Self::cold(pool);
+        world.load_all();
+        world
+    }
+
+    /// The same with nothing in any TLB.
+    ///
+    /// # Panics
+    /// If it cannot be built.
+    pub fn cold(pool: u64) -> Self {
         let machine = TestMachine::new();
         let setup = setup(&machine, pool);
         match Hypervisor::new(machine, &setup) {
-            Ok(hyp) => {
-                let world = Self { hyp };
-                world.load_all();
-                world
-            }
+            Ok(hyp) => Self { hyp },
             Err(error) => panic!("no world: {error:?}"),
         }
     }

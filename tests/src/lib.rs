@@ -2,3 +2,5 @@
 
 pub mod pair;
 pub mod real;
+#[cfg(deed_shuttle)]
+pub mod threads;

@@ -55,10 +55,15 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
 
     /// The same on a core that is there.
     pub fn on(core: World, gfn: u64) -> Self {
-        let pins = hyp::ownership::share::MAX_PINNED;
-        let place = spec::World { pfn: HYP_START - P as u64, pages: P as u64, gfn, gfns: G as u64, pins };
+        let place = Self::window(gfn);
         let [spare, lacks, seen] = [SPARE, 0, 0].map(AtomicU64::new);
         Self { core, place, vms: Mutex::default(), spare, lacks, seen }
+    }
+
+    /// Where the world of such a core lies.
+    pub const fn window(gfn: u64) -> spec::World {
+        let pins = hyp::ownership::share::MAX_PINNED;
+        spec::World { pfn: HYP_START - P as u64, pages: P as u64, gfn, gfns: G as u64, pins }
     }
 
     /// Where the world lies.
@@ -91,10 +96,10 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
         }
     }
 
-    /// The handle of a VM, or one that nobody has.
+    /// The handle of a VM, or the one that it will have if no other VM goes away before.
     pub fn handle(&self, vm: u8) -> VmHandle {
         let known = self.vm(vm).map(|vm| vm.handle);
-        known.unwrap_or_else(|| VmHandle::new(200, 7).expect("a handle that nobody has"))
+        known.or_else(|| VmHandle::new(vm, 1)).expect("slots for all VMs")
     }
 
     /// Makes a call as whoever makes it.

@@ -1,0 +1,167 @@
+//! Every pair of operations on one page, at the same time, from every state in which that can matter, under many
+//! schedules (`cargo xtask test --threads`).
+//!
+//! Pages 2 and 3 are neighbours in a block of the host's; guest pages 0 and 1 are neighbours in a table. VM 0 is
+//! protected, VM 1 is not.
+
+#![cfg(deed_shuttle)]
+
+use abi::page::{Permissions, Pool};
+use deed_tests::threads::{Op, Pair, Start, explore};
+use spec::{Call, Run};
+
+/// Schedules of a pair on a push, in each of its states; `DEED_SCHEDULES` asks for another number.
+const SCHEDULES: usize = 200;
+
+const READ_WRITE: Permissions = Permissions { write: true, execute: false };
+const X: Run = Run { first: 2, count: 1 };
+const Y: Run = Run { first: 3, count: 1 };
+/// The guest page that page X is at, and that with its neighbour.
+const AT: Run = Run { first: 0, count: 1 };
+const BOTH: Run = Run { first: 0, count: 2 };
+
+/// What is done.
+const OPS: [Op; 34] = [
+    Op::Call(Call::ShareHyp { pfns: X }),
+    Op::Call(Call::UnshareHyp { pfns: X }),
+    Op::Call(Call::Pin { pfn: 2 }),
+    Op::Call(Call::Unpin { pfn: 2 }),
+    Op::Call(Call::DonateGuest { vm: 0, pfn: 2, gfn: 0, count: 1 }),
+    Op::Call(Call::DonateGuest { vm: 0, pfn: 2, gfn: 0, count: 2 }),
+    Op::Call(Call::DonateGuest { vm: 0, pfn: 3, gfn: 1, count: 1 }),
+    Op::Call(Call::ShareGuest { vm: 1, pfn: 2, gfn: 0, count: 1, permissions: READ_WRITE }),
+    Op::Call(Call::UnshareGuest { vm: 1, gfns: AT }),
+    Op::Call(Call::ReclaimGuest { vm: 0, gfns: AT }),
+    Op::Call(Call::ReclaimGuest { vm: 0, gfns: BOTH }),
+    Op::Call(Call::QueryPage { pfn: 2 }),
+    Op::Call(Call::VmTopUp { vm: 0, pfns: X }),
+    Op::Call(Call::PoolTopUp { pool: Pool::Tables, pfns: X }),
+    Op::Call(Call::PoolTopUp { pool: Pool::Metadata, pfns: X }),
+    Op::Call(Call::VmCreate { protected: true, immediate: true, root: 2 }),
+    Op::Call(Call::UnshareAck { vm: 0, vcpu: 0 }),
+    Op::Call(Call::VmTeardownStart { vm: 0 }),
+    Op::Call(Call::VmTeardownFinish { vm: 0 }),
+    Op::Call(Call::VmTeardownStart { vm: 1 }),
+    Op::Call(Call::VmTeardownFinish { vm: 1 }),
+    Op::Call(Call::HostStore { pfn: 2 }),
+    Op::Call(Call::ShareHyp { pfns: Y }),
+    Op::Call(Call::Share { vm: 0, gfns: AT }),
+    Op::Call(Call::Share { vm: 0, gfns: BOTH }),
+    Op::Call(Call::Unshare { vm: 0, vcpu: 0, gfns: AT }),
+    Op::Call(Call::Relinquish { vm: 0, gfns: AT }),
+    Op::Call(Call::GuardMap { vm: 0, gfns: AT }),
+    Op::Call(Call::GuardUnmap { vm: 0, gfns: AT }),
+    Op::Call(Call::GuestStore { vm: 0, gfn: 0 }),
+    Op::Call(Call::GuestStore { vm: 1, gfn: 0 }),
+    Op::Enter { vm: 0, vcpu: 0 },
+    Op::Call(Call::VmCreate { protected: true, immediate: true, root: 0 }),
+    // The host guesses the handle that a VM will have.
+    Op::Call(Call::DonateGuest { vm: 2, pfn: 2, gfn: 0, count: 1 }),
+];
+
+const VM: Call = Call::VmCreate { protected: true, immediate: false, root: 16 };
+const VM_AT_ONCE: Call = Call::VmCreate { protected: true, immediate: true, root: 16 };
+const OPEN_VM: Call = Call::VmCreate { protected: false, immediate: false, root: 18 };
+const DONATE: Call = Call::DonateGuest { vm: 0, pfn: 2, gfn: 0, count: 2 };
+const SECRET: Call = Call::GuestStore { vm: 0, gfn: 0 };
+const SHARE: Call = Call::Share { vm: 0, gfns: BOTH };
+const LEND: Call = Call::ShareGuest { vm: 1, pfn: 2, gfn: 0, count: 1, permissions: READ_WRITE };
+const END: Call = Call::VmTeardownStart { vm: 0 };
+
+const fn start(name: &'static str, calls: &'static [Call]) -> Start {
+    Start { name, calls, vcpus: [0, 1] }
+}
+
+/// Where they start.
+const STARTS: [Start; 13] = [
+    start("the-hosts", &[VM, OPEN_VM]),
+    start("lent-to-hyp", &[VM, OPEN_VM, Call::ShareHyp { pfns: X }]),
+    start("pinned", &[VM, OPEN_VM, Call::ShareHyp { pfns: X }, Call::Pin { pfn: 2 }]),
+    start("private", &[VM, OPEN_VM, DONATE, SECRET]),
+    start("shared", &[VM, OPEN_VM, DONATE, SECRET, SHARE]),
+    start("shared-until-called-back", &[VM_AT_ONCE, OPEN_VM, DONATE, SECRET, SHARE]),
+    // vCPU 0 waits, so guests run on the other one.
+    Start {
+        name: "asked-for",
+        calls: &[VM, OPEN_VM, DONATE, SECRET, SHARE, Call::Unshare { vm: 0, vcpu: 0, gfns: AT }],
+        vcpus: [1, 1],
+    },
+    start("lent-to-a-guest", &[VM, OPEN_VM, LEND]),
+    start("a-device", &[VM, OPEN_VM, Call::GuardMap { vm: 0, gfns: AT }]),
+    start("private-of-the-dying", &[VM, OPEN_VM, DONATE, SECRET, END]),
+    start("shared-by-the-dying", &[VM, OPEN_VM, DONATE, SECRET, SHARE, END]),
+    start("left-by-the-dying", &[VM, OPEN_VM, END]),
+    start("lent-to-the-dying", &[VM, OPEN_VM, LEND, Call::VmTeardownStart { vm: 1 }]),
+];
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|number| number.parse().ok())
+}
+
+/// All pairs that a start is for. Those that are for none are tried from the first.
+fn pairs(start: &Start) -> Vec<Pair> {
+    let state = start.state();
+    let mut pairs = Vec::new();
+    for (a, one) in OPS.iter().enumerate() {
+        for (b, two) in OPS.iter().enumerate().skip(a) {
+            let of = |start: &Start, state| Pair { number: (a, b), start: *start, state, ops: [*one, *two] };
+            let pair = of(start, state);
+            let elsewhere = || STARTS.iter().any(|start| of(start, start.state()).is_relevant());
+            if pair.is_relevant() || start.name == STARTS[0].name && !elsewhere() {
+                pairs.push(pair);
+            }
+        }
+    }
+    pairs
+}
+
+fn explore_all(name: &str) {
+    let start = STARTS.iter().find(|start| start.name == name).expect("a start");
+    let schedules = number("DEED_SCHEDULES").map_or(SCHEDULES, |schedules| schedules as usize);
+    let first = number("DEED_SEED");
+    let wanted = std::env::var("DEED_PAIR").ok();
+    let pairs = pairs(start);
+    let count = pairs.len();
+    let began = std::time::Instant::now();
+    for (seed, pair) in (1..).zip(pairs) {
+        if wanted.as_ref().is_some_and(|wanted| *wanted != pair.name()) {
+            continue;
+        }
+        if let Err(story) = explore(&pair, schedules, first.unwrap_or(seed)) {
+            panic!("{story}");
+        }
+    }
+    println!("{name}: {count} pairs, {schedules} schedules each, in {:.1} s", began.elapsed().as_secs_f64());
+}
+
+macro_rules! starts {
+    ($($test:ident: $name:literal,)*) => {
+        $(
+            #[test]
+            fn $test() {
+                explore_all($name);
+            }
+        )*
+
+        #[test]
+        fn every_start_has_its_test() {
+            assert_eq!([$($name),*], STARTS.map(|start| start.name));
+        }
+    };
+}
+
+starts! {
+    two_calls_on_a_page_of_the_hosts_are_in_order: "the-hosts",
+    two_calls_on_a_page_lent_to_the_hypervisor_are_in_order: "lent-to-hyp",
+    two_calls_on_a_pinned_page_are_in_order: "pinned",
+    two_calls_on_a_private_page_are_in_order: "private",
+    two_calls_on_a_shared_page_are_in_order: "shared",
+    two_calls_on_a_page_shared_by_a_guest_that_asks_nobody_are_in_order: "shared-until-called-back",
+    two_calls_on_a_page_that_the_host_is_asked_for_are_in_order: "asked-for",
+    two_calls_on_a_page_lent_to_a_guest_are_in_order: "lent-to-a-guest",
+    two_calls_on_a_device_are_in_order: "a-device",
+    two_calls_on_a_private_page_of_a_dying_guest_are_in_order: "private-of-the-dying",
+    two_calls_on_a_page_that_a_dying_guest_shares_are_in_order: "shared-by-the-dying",
+    two_calls_about_a_dying_guest_without_pages_are_in_order: "left-by-the-dying",
+    two_calls_on_a_page_lent_to_a_dying_guest_are_in_order: "lent-to-the-dying",
+}
