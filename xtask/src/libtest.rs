@@ -1,4 +1,14 @@
-//! What Rust's test runner prints: which tests failed, and its own summary.
+//! Rust's test runner: how the tests whose schedule shuttle decides are built, and what the runner prints: which
+//! tests failed, and its own summary.
+
+use std::process::Command;
+
+/// Asks cargo for the build in which locks and atomics are shuttle's. Nothing else turns it on, so no ordinary test
+/// runs under it by chance; its profile keeps its results apart.
+pub(crate) fn under_shuttle(cargo: &mut Command) -> &mut Command {
+    cargo.env("RUSTFLAGS", "--cfg deed_shuttle");
+    cargo.args(["--profile", "threads", "--package", "deed-tests", "--test", "threads"])
+}
 
 /// A run of one or more test programs.
 #[derive(Debug, Default, PartialEq, Eq)]

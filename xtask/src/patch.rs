@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 pub(crate) enum Layer {
     /// Tests that run on the build machine.
     Unit,
+    /// Pairs of calls there, under schedules of several CPUs.
+    Threads,
     /// Boots in QEMU.
     Emulator,
 }
@@ -18,6 +20,8 @@ pub(crate) enum Layer {
 pub(crate) enum Catcher {
     /// Tests of a package whose names contain `test`.
     Unit { package: String, test: String },
+    /// Tests of `tests/tests/threads.rs` whose names contain `test`.
+    Threads { test: String },
     /// A scenario, or one step of it.
     Emulator { scenario: String, step: Option<String> },
 }
@@ -60,8 +64,9 @@ impl Patch {
                 "layer" => {
                     layer = match value {
                         "unit" => Some(Layer::Unit),
+                        "threads" => Some(Layer::Threads),
                         "emulator" => Some(Layer::Emulator),
-                        other => bail!("layer `{other}` is neither `unit` nor `emulator`"),
+                        other => bail!("layer `{other}` is none of `unit`, `threads`, `emulator`"),
                     }
                 }
                 "caught-by" => catchers.extend(value.split(',').map(|name| name.trim().to_owned())),
@@ -90,6 +95,7 @@ impl Catcher {
                     name.split_once("::").with_context(|| format!("`{name}` is not PACKAGE::TEST"))?;
                 Self::Unit { package: package.to_owned(), test: test.to_owned() }
             }
+            Layer::Threads => Self::Threads { test: name.to_owned() },
             Layer::Emulator => {
                 let (scenario, step) = match name.split_once('/') {
                     Some((scenario, step)) => (scenario, Some(step.to_owned())),
@@ -105,6 +111,7 @@ impl std::fmt::Display for Catcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Unit { package, test } => write!(f, "unit/{package}::{test}"),
+            Self::Threads { test } => write!(f, "threads/{test}"),
             Self::Emulator { scenario, step: None } => write!(f, "emulator/{scenario}"),
             Self::Emulator { scenario, step: Some(step) } => write!(f, "emulator/{scenario}/{step}"),
         }
@@ -139,6 +146,13 @@ mod tests {
         let step = Some("search".to_owned());
         assert_eq!(patch.catchers[0], Catcher::Emulator { scenario: "default".into(), step });
         assert_eq!(patch.catchers[1], Catcher::Emulator { scenario: "reset".into(), step: None });
+    }
+
+    #[test]
+    fn a_fault_of_schedules_names_tests_of_one_file() {
+        let patch = parse("# fault: f\n# layer: threads\n# caught-by: a_private_page").unwrap();
+        assert_eq!(patch.catchers[0], Catcher::Threads { test: "a_private_page".into() });
+        assert_eq!(patch.catchers[0].to_string(), "threads/a_private_page");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `cargo xtask lint`: formatting, clippy for the build machine and for the target, documentation.
 
+use crate::libtest::under_shuttle;
 use crate::toolchain::{Need, Toolchain};
 use crate::tree::Tree;
 use crate::ui::{Task, command_line};
@@ -24,6 +25,8 @@ enum Part {
     Fmt,
     /// Clippy on everything that runs on the build machine, tests included.
     Host,
+    /// Clippy on the tests whose schedule shuttle decides.
+    Threads,
     /// Clippy on the images, for the bare machine.
     Target,
     /// The documentation builds without a warning.
@@ -31,12 +34,13 @@ enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 4] = [Self::Fmt, Self::Host, Self::Target, Self::Doc];
+    const ALL: [Self; 5] = [Self::Fmt, Self::Host, Self::Threads, Self::Target, Self::Doc];
 
     fn what(self) -> &'static str {
         match self {
             Self::Fmt => "formatting",
             Self::Host => "clippy for the build machine",
+            Self::Threads => "clippy for schedules",
             Self::Target => "clippy for the target",
             Self::Doc => "documentation",
         }
@@ -48,6 +52,7 @@ impl Part {
         match self {
             Self::Fmt => cargo.args(["fmt", "--all", "--check"]),
             Self::Host => cargo.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+            Self::Threads => under_shuttle(cargo.arg("clippy")).args(["--lib", "--", "-D", "warnings"]),
             Self::Target => {
                 cargo = Toolchain::ensure(&[Need::Build, Need::Lint])?.cargo(tree, "clippy");
                 cargo.args(["-p", "hyp", "-p", "host-stub", "-p", "host-programs", "-p", "guest-stub"]);

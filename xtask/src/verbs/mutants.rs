@@ -3,7 +3,7 @@
 
 use crate::boot::{self, Options};
 use crate::images::Builder;
-use crate::libtest::{Summary, result_line};
+use crate::libtest::{Summary, result_line, under_shuttle};
 use crate::patch::{Catcher, Layer, Patch};
 use crate::report::{Fault, Report};
 use crate::scenario::{Overrides, Scenario};
@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// A test program that runs longer hangs, which is a way of noticing a fault.
 const UNIT_TIMEOUT: Duration = Duration::from_secs(120);
+/// The same where every pair of calls has its schedules.
+const THREADS_TIMEOUT: Duration = Duration::from_secs(1200);
 
 /// Seed the faults of tests/faults, one after the other, and name what catches each.
 ///
@@ -156,7 +158,9 @@ impl Lab {
         let mut boots: BTreeMap<&str, Result<Vec<String>>> = BTreeMap::new();
         for catcher in patches.iter().flat_map(|patch| &patch.catchers).collect::<BTreeSet<_>>() {
             let why = match catcher {
-                Catcher::Unit { .. } => self.run(catcher).map(|failures| failures.join(", ")),
+                Catcher::Unit { .. } | Catcher::Threads { .. } => {
+                    self.run(catcher).map(|failures| failures.join(", "))
+                }
                 Catcher::Emulator { scenario, .. } => {
                     let boot = boots.entry(scenario).or_insert_with(|| self.run_boot(scenario, None));
                     let named = |failure: &&String| failure.starts_with(&catcher.to_string());
@@ -180,32 +184,47 @@ impl Lab {
     /// Runs the tests that a catcher names; returns those that failed.
     fn run(&self, catcher: &Catcher) -> Result<Vec<String>> {
         match catcher {
-            Catcher::Unit { package, test } => self.run_unit(package, test),
+            Catcher::Unit { package, test } => {
+                let mut command = Command::new("cargo");
+                command.args(["test", "--package", package]);
+                self.run_tests("unit", package, test, command, UNIT_TIMEOUT)
+            }
+            Catcher::Threads { test } => {
+                let mut command = Command::new("cargo");
+                under_shuttle(command.arg("test"));
+                self.run_tests("threads", "deed-tests", test, command, THREADS_TIMEOUT)
+            }
             Catcher::Emulator { scenario, step } => self.run_boot(scenario, step.as_deref()),
         }
     }
 
-    fn run_unit(&self, package: &str, test: &str) -> Result<Vec<String>> {
+    fn run_tests(
+        &self,
+        layer: &str,
+        package: &str,
+        test: &str,
+        command: Command,
+        timeout: Duration,
+    ) -> Result<Vec<String>> {
         let mut failures = Vec::new();
         let mut ran = false;
-        for (folder, program) in self.build_tests(package)? {
-            let (text, is_over) = self.run_test_program(&folder, &program, test)?;
+        for (folder, program) in self.build_tests(package, command)? {
+            let (text, is_over) = self.run_test_program(&folder, &program, test, timeout)?;
             let summary = Summary::parse(&text);
             ran |= summary.is_cut_short || summary.passed + summary.failed > 0;
-            failures.extend(summary.failed_tests.iter().map(|name| format!("unit/{package}::{name}")));
+            failures.extend(summary.failed_tests.iter().map(|name| format!("{layer}/{package}::{name}")));
             if summary.is_cut_short && summary.failed_tests.is_empty() {
                 let why = if is_over { "crashed" } else { "hung" };
-                failures.push(format!("unit/{package}::{test} ({why})"));
+                failures.push(format!("{layer}/{package}::{test} ({why})"));
             }
         }
         ensure!(ran, "{package} has no test with `{test}` in its name");
         Ok(failures)
     }
 
-    /// Builds a package's tests; returns for each program the folder to run it in and its path.
-    fn build_tests(&self, package: &str) -> Result<Vec<(PathBuf, PathBuf)>> {
-        let mut command = Command::new("cargo");
-        command.current_dir(&self.tree.root).args(["test", "--quiet", "--no-run", "--package", package]);
+    /// Builds a package's tests as `cargo test` would; returns for each program the folder to run it in and its path.
+    fn build_tests(&self, package: &str, mut command: Command) -> Result<Vec<(PathBuf, PathBuf)>> {
+        command.current_dir(&self.tree.root).args(["--quiet", "--no-run"]);
         command.args(["--message-format=json-render-diagnostics", "--target-dir"]).arg(&self.tree.target);
         if self.verbose {
             eprintln!("{}", command_line(&command));
@@ -231,14 +250,20 @@ impl Lab {
     }
 
     /// Runs one test program; returns what it printed and whether it ended by itself.
-    fn run_test_program(&self, folder: &Path, program: &Path, test: &str) -> Result<(String, bool)> {
+    fn run_test_program(
+        &self,
+        folder: &Path,
+        program: &Path,
+        test: &str,
+        timeout: Duration,
+    ) -> Result<(String, bool)> {
         let log = self.tree.target.join("test.log");
         let mut command = Command::new(program);
         command.current_dir(folder).arg(test).stdin(Stdio::null());
         let file = fs::File::create(&log)?;
         let mut child =
             command.stdout(file.try_clone()?).stderr(file).spawn().context("cannot start a test")?;
-        let deadline = Instant::now() + UNIT_TIMEOUT;
+        let deadline = Instant::now() + timeout;
         let mut is_over = false;
         while !is_over && Instant::now() < deadline {
             is_over = child.try_wait()?.is_some();

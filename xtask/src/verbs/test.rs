@@ -1,8 +1,9 @@
-//! `cargo xtask test`: the tests of the build machine, then one boot per scenario and machine.
+//! `cargo xtask test`: the tests of the build machine, those whose schedule shuttle decides, then one boot per
+//! scenario and machine.
 
 use crate::boot::{self, Options, Outcome};
 use crate::images::Builder;
-use crate::libtest::{Summary, result_line};
+use crate::libtest::{Summary, result_line, under_shuttle};
 use crate::report::{Check, Report};
 use crate::scenario::{Overrides, Scenario};
 use crate::toolchain::{Need, Toolchain};
@@ -18,14 +19,18 @@ use std::time::Instant;
 const MEMORIES: [&str; 5] = ["512M", "513M", "1G", "4G", "16G"];
 const CPUS: [&str; 3] = ["cortex-a53", "cortex-a76", "max"];
 
-/// Run all tests: unit tests on the build machine, then the boots of qemu/scenarios.
+/// Run all tests: unit tests on the build machine, pairs of calls under schedules of several CPUs, then the boots of
+/// qemu/scenarios.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Only tests and boots whose name contains this.
     filter: Option<String>,
     /// Only the tests of the build machine.
-    #[arg(long, conflicts_with_all = ["emulator", "matrix"])]
+    #[arg(long, conflicts_with_all = ["threads", "emulator", "matrix"])]
     unit: bool,
+    /// Only the pairs of calls under schedules of several CPUs. DEED_SCHEDULES is the number of schedules of each.
+    #[arg(long, conflicts_with_all = ["emulator", "matrix"])]
+    threads: bool,
     /// Only the boots.
     #[arg(long)]
     emulator: bool,
@@ -56,10 +61,18 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
     Report::new("test").around(args.json.as_deref(), |report| {
         let mut steps = Vec::new();
         let mut counts = Vec::new();
-        if !args.emulator && !args.matrix {
-            counts.push(("unit", unit(tree, args, &mut steps)?));
+        let boots_only = args.emulator || args.matrix;
+        if !boots_only && !args.threads {
+            let mut command = Command::new("cargo");
+            command.args(["test", "--workspace", "--no-fail-fast"]);
+            counts.push(("unit", cargo_test(tree, args, "unit", command, &mut steps)?));
         }
-        if !args.unit {
+        if !boots_only && !args.unit {
+            let mut command = Command::new("cargo");
+            under_shuttle(command.arg("test"));
+            counts.push(("threads", cargo_test(tree, args, "threads", command, &mut steps)?));
+        }
+        if !args.unit && !args.threads {
             let toolchain = Toolchain::ensure(&[Need::Build, Need::Qemu])?;
             report.env = toolchain.environment();
             counts.push(("emulator", emulator(tree, args, &toolchain, &mut steps)?));
@@ -82,12 +95,19 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
     })
 }
 
-/// Runs `cargo test` on everything, showing what it prints.
-fn unit(tree: &Tree, args: &Args, steps: &mut Vec<Check>) -> Result<Count> {
-    let mut command = Command::new("cargo");
-    command.current_dir(&tree.root).args(["test", "--workspace", "--no-fail-fast"]);
-    if let Some(filter) = &args.filter {
-        command.args(["--", filter]);
+/// Runs the `cargo test` of a layer, showing what it prints.
+fn cargo_test(
+    tree: &Tree,
+    args: &Args,
+    layer: &str,
+    mut command: Command,
+    steps: &mut Vec<Check>,
+) -> Result<Count> {
+    command.current_dir(&tree.root).arg("--");
+    command.args(&args.filter);
+    if layer == "threads" {
+        // What was tried is printed by the tests themselves.
+        command.arg("--nocapture");
     }
     if args.verbose {
         eprintln!("{}", command_line(&command));
@@ -112,7 +132,7 @@ fn unit(tree: &Tree, args: &Args, steps: &mut Vec<Check>) -> Result<Count> {
         steps.push(Check::new("cargo-test", "status 0", format!("{status}"), false));
     }
     let observed = format!("{} passed, {} failed", count.passed, count.failed);
-    steps.push(Check::new("unit", "0 failed", observed, count.failed == 0));
+    steps.push(Check::new(layer, "0 failed", observed, count.failed == 0));
     Ok(count)
 }
 
