@@ -23,6 +23,13 @@ pub(crate) fn check(console: &Console) -> Check {
     Check::new("oracle", "transitions were checked", observed, pass)
 }
 
+/// Whether a failed check is the oracle's report, as the panic line begins it.
+pub(crate) fn is_report(check: &Check) -> bool {
+    const REPORTS: [&str; 2] =
+        ["broken invariant: core and specification disagree over ", "broken invariant: before "];
+    check.name == "panic" && REPORTS.iter().any(|report| check.observed.contains(report))
+}
+
 /// A text of the oracle's report, which stays in an image whatever is inlined.
 const TEXT: &[u8] = b"core and specification disagree over";
 

@@ -13,6 +13,8 @@ pub(crate) enum Layer {
     Threads,
     /// Boots in QEMU.
     Emulator,
+    /// Boots in QEMU with the oracle.
+    Oracle,
 }
 
 /// Who must catch a fault.
@@ -24,6 +26,8 @@ pub(crate) enum Catcher {
     Threads { test: String },
     /// A scenario, or one step of it.
     Emulator { scenario: String, step: Option<String> },
+    /// The oracle, in a boot of a scenario.
+    Oracle { scenario: String },
 }
 
 /// A seeded fault.
@@ -66,7 +70,10 @@ impl Patch {
                         "unit" => Some(Layer::Unit),
                         "threads" => Some(Layer::Threads),
                         "emulator" => Some(Layer::Emulator),
-                        other => bail!("layer `{other}` is none of `unit`, `threads`, `emulator`"),
+                        "oracle" => Some(Layer::Oracle),
+                        other => {
+                            bail!("layer `{other}` is none of `unit`, `threads`, `emulator`, `oracle`")
+                        }
                     }
                 }
                 "caught-by" => catchers.extend(value.split(',').map(|name| name.trim().to_owned())),
@@ -103,6 +110,7 @@ impl Catcher {
                 };
                 Self::Emulator { scenario: scenario.to_owned(), step }
             }
+            Layer::Oracle => Self::Oracle { scenario: name.to_owned() },
         })
     }
 }
@@ -114,6 +122,7 @@ impl std::fmt::Display for Catcher {
             Self::Threads { test } => write!(f, "threads/{test}"),
             Self::Emulator { scenario, step: None } => write!(f, "emulator/{scenario}"),
             Self::Emulator { scenario, step: Some(step) } => write!(f, "emulator/{scenario}/{step}"),
+            Self::Oracle { scenario } => write!(f, "oracle/{scenario}"),
         }
     }
 }

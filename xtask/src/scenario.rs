@@ -32,6 +32,9 @@ pub(crate) struct Scenario {
     pub(crate) also: Vec<Overrides>,
     #[serde(default)]
     pub(crate) matrix: bool,
+    /// `cargo xtask test` boots it with the oracle too.
+    #[serde(default)]
+    pub(crate) oracle: bool,
     #[serde(default)]
     pub(crate) verdict: BTreeMap<String, toml::Value>,
     pub(crate) stop: Option<Stop>,

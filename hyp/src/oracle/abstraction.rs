@@ -1,6 +1,7 @@
 //! What the real tables say of a page, in the specification's words. Only tables whose locks are held are read.
 
 use super::window::Window;
+use crate::Hypervisor;
 use crate::addr::{Gfn, Pfn};
 use crate::machine::Machine;
 use crate::ownership::{Host, HypSpace};
@@ -16,17 +17,24 @@ use spec::state::{Content, GuestEntry, HostEntry, Page, Phase, Sharing, Use};
 pub(super) const ODD: HostEntry = HostEntry::Hyp(Use::Vm(u8::MAX));
 
 /// A page, as far as what is held tells.
-pub(super) fn page<M: Machine>(machine: &M, held: Held<'_>, window: &Window, pfn: Pfn) -> Page {
-    let host = held.host.map_or(HostEntry::Owned, |host| host_entry(machine, host, window, pfn));
+pub(super) fn page<M: Machine>(
+    hypervisor: &Hypervisor<M>,
+    held: Held<'_>,
+    window: &Window,
+    pfn: Pfn,
+) -> Page {
+    let host = held.host.map_or(HostEntry::Owned, |host| host_entry(hypervisor, host, window, pfn));
     let pins = held.hyp.map_or(0, |hyp| hyp.pins.count(pfn));
     let page = Page { host, pins, content: Content::Known, mapped: false, held: false };
     let content = if page.host_state().is_accessible() { Content::Known } else { Content::Secret };
     Page { content, ..page }
 }
 
-fn host_entry<M: Machine>(machine: &M, host: &Host, window: &Window, pfn: Pfn) -> HostEntry {
-    match host.table.entry(machine, pfn.identity()) {
-        Some(Entry::Page(page)) if page.pfn != pfn || !page.permissions.write => ODD,
+fn host_entry<M: Machine>(hypervisor: &Hypervisor<M>, host: &Host, window: &Window, pfn: Pfn) -> HostEntry {
+    // What is no memory is a device to the host, and no code.
+    let rights = Permissions { write: true, execute: hypervisor.memory.contains(pfn) };
+    match host.table.entry(&hypervisor.machine, pfn.identity()) {
+        Some(Entry::Page(page)) if page.pfn != pfn || page.permissions != rights => ODD,
         Some(Entry::Page(page)) => match page.sharing {
             Leaf::Owned => HostEntry::Owned,
             Leaf::Shared => HostEntry::LentToGuest,

@@ -147,7 +147,7 @@ impl View {
         self.before = EMPTY;
         for number in 0..self.window.len {
             let Some(pfn) = self.window.pfn(number) else { continue };
-            let page = abstraction::page(machine, held, &self.window, pfn);
+            let page = abstraction::page(hypervisor, held, &self.window, pfn);
             self.before.pages[number] = page;
             self.mapped[number] = held.hyp.is_some_and(|hyp| abstraction::is_mapped(machine, hyp, pfn));
             let is_memory = hypervisor.memory.contains(pfn);
@@ -272,7 +272,7 @@ impl View {
     ) {
         let Some(pfn) = self.window.pfn(number) else { return };
         let machine = &hypervisor.machine;
-        let real = abstraction::page(machine, held, &self.window, pfn);
+        let real = abstraction::page(hypervisor, held, &self.window, pfn);
         let (before, expected) = (self.before.pages[number], self.expected.pages[number]);
         if (real.host, real.pins) != (plain(expected.host), expected.pins) {
             visit(Difference::Page { number, real });

@@ -51,7 +51,7 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
         ensure!(!patches.is_empty(), "there is no such fault in tests/faults");
         patches.sort_by_key(|patch| patch.layer);
 
-        let boots = patches.iter().any(|patch| patch.layer == Layer::Emulator);
+        let boots = patches.iter().any(|patch| patch.layer != Layer::Unit);
         let toolchain = boots.then(|| Toolchain::ensure(&[Need::Build, Need::Qemu])).transpose()?;
         report.env = match &toolchain {
             Some(toolchain) => toolchain.environment(),
@@ -161,6 +161,9 @@ impl Lab {
                 Catcher::Unit { .. } | Catcher::Threads { .. } => {
                     self.run(catcher).map(|failures| failures.join(", "))
                 }
+                Catcher::Oracle { scenario } => self.boot(scenario, true).map(|outcome| {
+                    outcome.failures().map(|check| check.name.as_str()).collect::<Vec<_>>().join(", ")
+                }),
                 Catcher::Emulator { scenario, .. } => {
                     let boot = boots.entry(scenario).or_insert_with(|| self.run_boot(scenario, None));
                     let named = |failure: &&String| failure.starts_with(&catcher.to_string());
@@ -195,6 +198,7 @@ impl Lab {
                 self.run_tests("threads", "deed-tests", test, command, THREADS_TIMEOUT)
             }
             Catcher::Emulator { scenario, step } => self.run_boot(scenario, step.as_deref()),
+            Catcher::Oracle { scenario } => self.run_oracle(scenario),
         }
     }
 
@@ -278,6 +282,21 @@ impl Lab {
     }
 
     fn run_boot(&self, name: &str, step: Option<&str>) -> Result<Vec<String>> {
+        let outcome = self.boot(name, false)?;
+        // A named step must be the one that fails; a boot that breaks before it comes to it has it missing.
+        let named = outcome.failures().filter(|check| step.is_none_or(|step| check.name == step));
+        let names: BTreeSet<String> = named.map(|check| format!("emulator/{name}/{}", check.name)).collect();
+        Ok(names.into_iter().collect())
+    }
+
+    /// Boots with the oracle. Only what the oracle itself says counts.
+    fn run_oracle(&self, name: &str) -> Result<Vec<String>> {
+        let outcome = self.boot(name, true)?;
+        let found = outcome.failures().any(crate::oracle::is_report);
+        Ok(found.then(|| format!("oracle/{name}")).into_iter().collect())
+    }
+
+    fn boot(&self, name: &str, oracle: bool) -> Result<boot::Outcome> {
         let toolchain = self.toolchain.as_ref().context("no compiler for boots")?;
         let scenario = Scenario::load(&self.tree, name)?;
         let mut builder = Builder::new(&self.tree, toolchain, false, self.verbose);
@@ -285,17 +304,13 @@ impl Lab {
             live: false,
             verbose: self.verbose,
             gdb: false,
-            oracle: false,
+            oracle,
             control: false,
             timeout: None,
             label: name.to_owned(),
         };
         let machine = scenario.machine(&Overrides::default());
-        let outcome = boot::scenario(&self.tree, &mut builder, &scenario, &machine, &options)?;
-        // A named step must be the one that fails; a boot that breaks before it comes to it has it missing.
-        let named = outcome.failures().filter(|check| step.is_none_or(|step| check.name == step));
-        let names: BTreeSet<String> = named.map(|check| format!("emulator/{name}/{}", check.name)).collect();
-        Ok(names.into_iter().collect())
+        boot::scenario(&self.tree, &mut builder, &scenario, &machine, &options)
     }
 }
 

@@ -140,19 +140,19 @@ fn cargo_test(
 fn emulator(tree: &Tree, args: &Args, toolchain: &Toolchain, steps: &mut Vec<Check>) -> Result<Count> {
     let mut boots = Vec::new();
     for name in Scenario::names(tree)? {
-        boots.extend(boots_of(Scenario::load(tree, &name)?, args.matrix));
+        boots.extend(boots_of(Scenario::load(tree, &name)?, args.matrix, args.release));
     }
-    boots.retain(|(label, ..)| args.filter.as_ref().is_none_or(|filter| label.contains(filter.as_str())));
+    boots.retain(|boot| args.filter.as_ref().is_none_or(|filter| boot.label.contains(filter.as_str())));
     let mut builder = Builder::new(tree, toolchain, args.release, args.verbose);
     let began = Instant::now();
     let mut failed = Vec::new();
     println!("\nrunning {} boots", boots.len());
-    for (label, scenario, by_hand) in &boots {
+    for Boot { label, scenario, by_hand, oracle } in &boots {
         let options = Options {
             live: args.verbose,
             verbose: args.verbose,
             gdb: false,
-            oracle: false,
+            oracle: *oracle,
             // One control run a scenario is enough: it is about the search, not about the machine.
             control: *label == scenario.name,
             timeout: None,
@@ -185,8 +185,17 @@ fn emulator(tree: &Tree, args: &Args, toolchain: &Toolchain, steps: &mut Vec<Che
     Ok(Count { passed: passed as u64, failed: failed.len() as u64 })
 }
 
-/// The boots of a scenario: name and what differs of the machine.
-fn boots_of(scenario: Scenario, matrix: bool) -> Vec<(String, Scenario, Overrides)> {
+/// One boot.
+struct Boot {
+    label: String,
+    scenario: Scenario,
+    /// What differs of the machine.
+    by_hand: Overrides,
+    oracle: bool,
+}
+
+/// The boots of a scenario.
+fn boots_of(scenario: Scenario, matrix: bool, release: bool) -> Vec<Boot> {
     let mut machines = Vec::new();
     if matrix && scenario.matrix {
         for memory in MEMORIES {
@@ -199,11 +208,17 @@ fn boots_of(scenario: Scenario, matrix: bool) -> Vec<(String, Scenario, Override
         machines = scenario.also.clone();
     }
     let name = &scenario.name;
-    let on =
-        |by_hand: Overrides| (format!("{name}@{}", scenario.machine(&by_hand)), scenario.clone(), by_hand);
-    let mut boots: Vec<_> = machines.into_iter().map(on).collect();
+    let boot =
+        |label, by_hand: Overrides, oracle| Boot { label, scenario: scenario.clone(), by_hand, oracle };
+    let mut boots = Vec::new();
     if !matrix {
-        boots.insert(0, (name.clone(), scenario.clone(), Overrides::default()));
+        boots.push(boot(name.clone(), Overrides::default(), false));
+        if scenario.oracle && !release {
+            boots.push(boot(format!("{name}+oracle"), Overrides::default(), true));
+        }
+    }
+    for by_hand in machines {
+        boots.push(boot(format!("{name}@{}", scenario.machine(&by_hand)), by_hand, false));
     }
     boots
 }
@@ -215,7 +230,7 @@ mod tests {
     fn labels(more: &str, matrix: bool) -> Vec<String> {
         let text = format!("description = \"d\"\nprogram = \"p\"\nsteps = [\"a\"]\n{more}");
         let scenario = Scenario::parse("s", &text).unwrap();
-        boots_of(scenario, matrix).into_iter().map(|(label, ..)| label).collect()
+        boots_of(scenario, matrix, false).into_iter().map(|boot| boot.label).collect()
     }
 
     #[test]
@@ -223,6 +238,14 @@ mod tests {
         let also = "also = [{ memory = \"16G\", cpu = \"max\" }]";
         assert_eq!(labels(also, false), ["s", "s@16G,max,2"]);
         assert_eq!(labels(also, true), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn a_scenario_that_asks_for_it_boots_with_the_oracle_too_but_not_as_a_release() {
+        assert_eq!(labels("oracle = true", false), ["s", "s+oracle"]);
+        assert_eq!(labels("oracle = true", true), [] as [&str; 0]);
+        let text = "description = \"d\"\nprogram = \"p\"\nsteps = [\"a\"]\noracle = true";
+        assert_eq!(boots_of(Scenario::parse("s", text).unwrap(), false, true).len(), 1);
     }
 
     #[test]
