@@ -41,6 +41,8 @@ pub(crate) enum Asked {
     Share(VmHandle, Pages<Gfn>),
     /// MEM_UNSHARE, when nobody has to be asked any more.
     Unshare(VmHandle, Pages<Gfn>),
+    /// MEM_UNSHARE of a VM whose host is asked first.
+    MayUnshare(VmHandle, Pages<Gfn>),
     /// MEM_RELINQUISH.
     Relinquish(VmHandle, Pages<Gfn>),
     /// MMIO_GUARD_MAP.
@@ -90,6 +92,10 @@ pub(crate) enum Answer {
     Refused(Error),
     /// It is refused by the VM.
     Denied(abi::Error),
+    /// The host is asked to let go of so many pages.
+    Asks(u64),
+    /// It is not: not all of them are shared.
+    NotShared,
     /// What the host may do with a page, and whether it is memory.
     Page(HostState, bool),
 }

@@ -172,11 +172,6 @@ impl<M: Machine> Hypervisor<M> {
         page.unwrap_or(GuestPage::Missing)
     }
 
-    /// Whether a guest shares all these pages with the host.
-    pub fn all_shared(&self, vm: VmHandle, gfns: Pages<Gfn>) -> bool {
-        self.with_vm(vm, |vm| vm.space.all_shared(&self.machine, gfns)).unwrap_or(false)
-    }
-
     pub(crate) fn with_host_and_hyp(
         &self,
         asked: Asked,

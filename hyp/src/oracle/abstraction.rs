@@ -91,6 +91,15 @@ pub(super) fn guest_entry<M: Machine>(
     Some(GuestEntry::Page { pfn: window.index_of(page.pfn.as_u64()) as u16, sharing })
 }
 
+/// What the host's side says of a page that its VM has so, at this guest page of the window.
+pub(super) fn agreeing(sharing: Sharing, gfn: usize) -> HostEntry {
+    match sharing {
+        Sharing::Owned => HostEntry::Guest { vm: 0, gfn: gfn as u16 },
+        Sharing::Shared => HostEntry::Borrowed,
+        Sharing::Borrowed(_) => HostEntry::LentToGuest,
+    }
+}
+
 /// Where a VM is in its life.
 pub(super) fn phase(vm: Option<&Vm>) -> Phase {
     match vm.map(|vm| vm.phase) {

@@ -161,15 +161,21 @@ impl View {
         vm.phase = abstraction::phase(held.vm);
         if let Some(real) = held.vm {
             vm.protected = real.flags.protected;
-            // Whoever had to be asked before an unshare has been.
-            vm.immediate = true;
+            // Whoever had to be asked before an unshare has been, but where the call is about just that.
+            vm.immediate = !matches!(asked, Asked::MayUnshare(..));
             let mut shown = 0;
             for number in 0..self.window.gfns {
                 let gfn = self.window.guest_page(number);
                 let Some(entry) = abstraction::guest_entry(machine, real, &self.window, gfn) else {
                     return Some(Difference::OddGuestEntry { gfn: self.window.gfn + number as u64 });
                 };
-                shown += u64::from(matches!(entry, GuestEntry::Page { .. }));
+                if let GuestEntry::Page { pfn, sharing } = entry {
+                    shown += 1;
+                    if held.host.is_none() {
+                        // Nobody can tell: the host's side is taken to agree.
+                        self.before.pages[usize::from(pfn)].host = abstraction::agreeing(sharing, number);
+                    }
+                }
                 vm.entries[number] = entry;
             }
             // Whether there are others is all that the rules ask for.
@@ -329,6 +335,7 @@ fn about(asked: Asked) -> (Option<VmHandle>, Option<Pages<Pfn>>, Option<Pages<Gf
         | Asked::ReclaimGuest(vm, gfns)
         | Asked::Share(vm, gfns)
         | Asked::Unshare(vm, gfns)
+        | Asked::MayUnshare(vm, gfns)
         | Asked::Relinquish(vm, gfns)
         | Asked::GuardMap(vm, gfns)
         | Asked::GuardUnmap(vm, gfns) => (Some(vm), None, Some(gfns)),
@@ -359,7 +366,9 @@ pub(super) fn call(asked: Asked, window: &Window) -> Call {
         Asked::UnshareGuest(_, gfns) => Call::UnshareGuest { vm, gfns: window.guest_pages(gfns) },
         Asked::ReclaimGuest(_, gfns) => Call::ReclaimGuest { vm, gfns: window.guest_pages(gfns) },
         Asked::Share(_, gfns) => Call::Share { vm, gfns: window.guest_pages(gfns) },
-        Asked::Unshare(_, gfns) => Call::Unshare { vm, vcpu: 0, gfns: window.guest_pages(gfns) },
+        Asked::Unshare(_, gfns) | Asked::MayUnshare(_, gfns) => {
+            Call::Unshare { vm, vcpu: 0, gfns: window.guest_pages(gfns) }
+        }
         Asked::Relinquish(_, gfns) => Call::Relinquish { vm, gfns: window.guest_pages(gfns) },
         Asked::GuardMap(_, gfns) => Call::GuardMap { vm, gfns: window.guest_pages(gfns) },
         Asked::GuardUnmap(_, gfns) => Call::GuardUnmap { vm, gfns: window.guest_pages(gfns) },
@@ -379,6 +388,8 @@ fn outcome(asked: Asked, window: &Window, answer: Answer) -> Outcome {
         (Asked::TakeRoot(..), Answer::Done(_)) => Outcome::Created(0),
         (Asked::TeardownFinish(_) | Asked::GiveBack(..), Answer::Done(pages)) => Outcome::Ended(pages),
         (_, Answer::Done(pages)) => Outcome::Done(pages),
+        (_, Answer::Asks(pages)) => Outcome::Asked(pages),
+        (_, Answer::NotShared) => Outcome::InvalidParameter,
         (_, Answer::Denied(error)) => Outcome::Refused(error),
         (_, Answer::Page(state, is_memory)) => Outcome::Page(state, is_memory),
         (_, Answer::Refused(ownership::Error::Lacking(lacking))) => Outcome::Lacking(lacking.pool),

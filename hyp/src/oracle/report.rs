@@ -150,6 +150,7 @@ impl fmt::Display for Subject {
             | Asked::ReclaimGuest(vm, gfns)
             | Asked::Share(vm, gfns)
             | Asked::Unshare(vm, gfns)
+            | Asked::MayUnshare(vm, gfns)
             | Asked::Relinquish(vm, gfns)
             | Asked::GuardMap(vm, gfns)
             | Asked::GuardUnmap(vm, gfns) => write!(f, " of {vm:?}: {}", run("guest page", gfns)),

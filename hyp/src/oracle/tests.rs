@@ -219,6 +219,29 @@ fn a_page_that_a_vm_does_not_get_back_in_time_is_found() {
 }
 
 #[test]
+fn a_host_that_is_asked_for_pages_that_are_not_shared_is_found() {
+    let world = World::new();
+    let vm = donated(&world);
+    world.hyp.guest_share_host(vm, guest(0, 2));
+    let text = report(|| {
+        let vm = world.hyp.vms.lock(vm).unwrap();
+        let held = Held::only_vm(Some(&vm));
+        Watch::begin(&world.hyp, Asked::MayUnshare(vm.handle(), guest(0, 2)), held).end(
+            &world.hyp,
+            held,
+            Answer::Asks(2),
+        );
+        let watch = Watch::begin(&world.hyp, Asked::MayUnshare(vm.handle(), guest(0, 3)), held);
+        watch.end(&world.hyp, held, Answer::Asks(3));
+    });
+    assert_eq!(
+        text,
+        "broken invariant: core and specification disagree over MEM_UNSHARE of vm0.1: guest pages 0x80000 to \
+         0x80002\n  outcome: specification: INVALID_PARAMETER; core: asks the host, 3 pages\n "
+    );
+}
+
+#[test]
 fn what_is_broken_before_a_call_is_told_before_it() {
     let world = World::new();
     let vm = donated(&world);

@@ -19,6 +19,7 @@ use crate::vm::inject::{Exception, guest_state};
 use crate::vm::power::{self, Outcome, Power};
 use crate::vm::vcpu::{Pending, Vcpu};
 use crate::vm::{Claim, Vm, context::Trap, context::pstate, mmio, sysreg};
+use crate::watch::{Answer as Told, Asked, Held, Watch};
 use abi::exit::{Access, Exit, Fatal};
 use abi::guest::INVALID_PARAMETER;
 use abi::host::HostResult;
@@ -416,9 +417,15 @@ impl<M: Machine> Hypervisor<M> {
     /// next run takes the pages.
     fn ask_to_unshare(&self, claim: &mut Claim, all: Pages<Gfn>) -> Step {
         let pages = first_chunk(all);
-        // The call is right as a whole, or it is refused, though only its first chunk is asked for.
-        let spans = self.with_vm(claim.handle, |vm| vm.space.table.spans(all)).unwrap_or(false);
-        if !spans || !self.all_shared(claim.handle, pages) {
+        let is_right = self.with_vm(claim.handle, |vm| {
+            let watch = Watch::begin(self, Asked::MayUnshare(claim.handle, all), Held::only_vm(Some(vm)));
+            // The call is right as a whole, or it is refused, though only its first chunk is asked for.
+            let is_right = vm.space.table.spans(all) && vm.space.all_shared(self.machine(), pages);
+            let answer = if is_right { Told::Asks(pages.count()) } else { Told::NotShared };
+            watch.end(self, Held::only_vm(Some(vm)), answer);
+            is_right
+        });
+        if is_right != Some(true) {
             return resume_with(&mut claim.vcpu, range_answer(0));
         }
         claim.vcpu.pending = Pending::Unshare(pages);
