@@ -118,6 +118,28 @@ pub const GREETING: u64 = u64::from_le_bytes(*b"guest=hi");
 /// What the VMM answers there.
 pub const ANSWER: u64 = u64::from_le_bytes(*b"host:yes");
 
+/// What the `player` guest is told to do. It asks by the guest call that is handed to the host (PTP), whose
+/// arguments are what came of the last command, and whose results are the next one: an operation and its three
+/// arguments. An operation that is none of these is the function id of a call to make.
+pub mod player {
+    /// Load 8 bytes at an address: reports 0 and the value.
+    pub const LOAD: u64 = 1;
+    /// Store 8 bytes: reports 0.
+    pub const STORE: u64 = 2;
+    /// Call the instructions at an address, which return: reports 0, or 1 and the syndrome of an exception.
+    pub const FETCH: u64 = 3;
+    /// Turn the second vCPU on, which then asks for commands too: reports the result of CPU_ON.
+    pub const START: u64 = 4;
+
+    /// An instruction that returns.
+    pub const RET: u32 = 0xd65f_03c0;
+    /// Pages of guest RAM, from its start, that the guest's image takes.
+    pub const IMAGE_PAGES: u64 = 32;
+    /// Number, from the start of guest RAM, of the first page of the window that it plays with. A 2 MiB region
+    /// ends in it.
+    pub const WINDOW: u64 = 0x1fa;
+}
+
 /// The 64 bytes of the secret, as eight little-endian words.
 pub type Secret = [u64; 8];
 

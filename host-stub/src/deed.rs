@@ -40,7 +40,20 @@ pub mod request {
     pub const SMC: u32 = request(8, 4);
     /// In 1 (`HVC #1`) or 2 (`SMC #1`), x0 to x6; out x0.
     pub const HVC_IMM: u32 = request(9, 8);
+    /// In address of an array of [`super::Record`]s, their number: done one after the other, each written back.
+    pub const SERIES: u32 = request(10, 2);
 }
+
+/// One of a series: in what to do (0 call, 1 load, 2 store, 3 copy a page), its arguments; out its results.
+///
+/// A call takes x0 to x6 and gives x0 to x9; a load takes an address, a store an address and a value, and both give
+/// value, 0 or 1 for an abort, ESR, FAR; a copy takes the frame numbers of source and target, and gives 0 or 1 for
+/// an abort.
+pub type Record = [u64; RECORD_WORDS];
+const RECORD_WORDS: usize = 10;
+const RECORD_BYTES: usize = RECORD_WORDS * 8;
+/// Records that one request can have.
+const MAX_RECORDS: u64 = 256;
 
 /// Serves a request. ENOTTY if there is none with this number.
 pub fn ioctl(host: &mut Host, process: &mut Process, number: u32, argument: u64) -> Result<u64, Errno> {
@@ -99,6 +112,7 @@ pub fn ioctl(host: &mut Host, process: &mut Process, number: u32, argument: u64)
             *which = host.machine.odd_call(which_call, call);
             Ok(())
         }),
+        request::SERIES => with(host, process, argument, series),
         _ => Err(Errno::ENOTTY),
     }
 }
@@ -127,25 +141,71 @@ fn with<'m, const N: usize>(
 /// The kernel's own load or store, through the linear map.
 fn touch(host: &mut Host, _: &mut Process, words: &mut [u64; 6]) -> Result<(), Errno> {
     let [address, write, value, failed, esr, far] = words;
+    [*value, *failed, *esr, *far] = access(host, *address, *write != 0, *value)?;
+    Ok(())
+}
+
+/// Returns the value, 0 or 1 for an abort, ESR, FAR.
+fn access(host: &mut Host, address: u64, write: bool, value: u64) -> Result<[u64; 4], Errno> {
     if !address.is_multiple_of(8) {
         return Err(Errno::EINVAL);
     }
-    let outcome = if *write != 0 {
-        host.machine.store(*address, *value).map(|()| *value)
-    } else {
-        host.machine.load(*address)
-    };
-    (*failed, *esr, *far) = match outcome {
-        Ok(loaded) => {
-            *value = loaded;
-            (0, 0, 0)
-        }
+    let outcome =
+        if write { host.machine.store(address, value).map(|()| value) } else { host.machine.load(address) };
+    Ok(match outcome {
+        Ok(loaded) => [loaded, 0, 0, 0],
         Err(abort) => {
             host.note_abort(abort);
-            (1, abort.esr, abort.far)
+            [value, 1, abort.esr, abort.far]
         }
-    };
+    })
+}
+
+/// Does all records of an array, with one copy in and one out: what a program does thousands of times a second.
+fn series(host: &mut Host, process: &mut Process, words: &mut [u64; 2]) -> Result<(), Errno> {
+    let [address, count] = *words;
+    if count > MAX_RECORDS {
+        return Err(Errno::EINVAL);
+    }
+    let mut bytes = alloc::vec![0; (count as usize).saturating_mul(RECORD_BYTES)];
+    process.space.read(host, address, &mut bytes)?;
+    for record in bytes.chunks_exact_mut(RECORD_BYTES) {
+        let mut words: Record = [0; RECORD_WORDS];
+        for (word, bytes) in words.iter_mut().zip(record.chunks_exact(8)) {
+            *word = u64::from_le_bytes(bytes.try_into().map_err(|_| Errno::EINVAL)?);
+        }
+        serve_record(host, &mut words)?;
+        for (word, bytes) in words.iter().zip(record.chunks_exact_mut(8)) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+    }
+    process.space.write(host, address, &bytes)
+}
+
+fn serve_record(host: &mut Host, words: &mut Record) -> Result<(), Errno> {
+    let [kind, call @ .., _, _] = words;
+    let [a, b, ..] = *call;
+    match *kind {
+        0 => *words = host.machine.call_words(call),
+        1 | 2 => {
+            let [value, failed, esr, far] = access(host, a, *kind == 2, b)?;
+            *words = [value, failed, esr, far, 0, 0, 0, 0, 0, 0];
+        }
+        3 => {
+            let copied = copy(host, Pfn(a), Pfn(b));
+            *words = [u64::from(!copied), 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        }
+        _ => return Err(Errno::EINVAL),
+    }
     Ok(())
+}
+
+/// Copies a page; `false` if an access took an abort.
+fn copy(host: &mut Host, from: Pfn, to: Pfn) -> bool {
+    let mut page = [0; PAGE as usize];
+    let copied =
+        host.machine.read(from.address(), &mut page).and_then(|()| host.machine.write(to.address(), &page));
+    copied.map_err(|abort| host.note_abort(abort)).is_ok()
 }
 
 fn gmem_pfn(_: &mut Host, process: &mut Process, words: &mut [u64; 3]) -> Result<(), Errno> {
@@ -194,5 +254,6 @@ mod tests {
         assert_eq!(request::VM_HANDLE, 0xc010_4407);
         assert_eq!(request::SMC, 0xc020_4408);
         assert_eq!(request::HVC_IMM, 0xc040_4409);
+        assert_eq!(request::SERIES, 0xc010_440a);
     }
 }

@@ -124,6 +124,27 @@ impl Call {
             Self::Release { .. } => 25,
         }
     }
+
+    /// The VM that it is about, or that makes it.
+    pub const fn vm(&self) -> Option<u8> {
+        match *self {
+            Self::VmTopUp { vm, .. }
+            | Self::DonateGuest { vm, .. }
+            | Self::ShareGuest { vm, .. }
+            | Self::UnshareGuest { vm, .. }
+            | Self::ReclaimGuest { vm, .. }
+            | Self::UnshareAck { vm, .. }
+            | Self::VmTeardownStart { vm }
+            | Self::VmTeardownFinish { vm }
+            | Self::Share { vm, .. }
+            | Self::Unshare { vm, .. }
+            | Self::Relinquish { vm, .. }
+            | Self::GuardMap { vm, .. }
+            | Self::GuardUnmap { vm, .. }
+            | Self::GuestStore { vm, .. } => Some(vm),
+            _ => None,
+        }
+    }
 }
 
 /// What comes of it.

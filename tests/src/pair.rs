@@ -72,7 +72,7 @@ impl<const P: usize, const V: usize, const G: usize> Pair<P, V, G> {
             }
             lacked.push(pool);
             self.told.lacks += 1;
-            self.real.serve_lack(pool, vm_of(call));
+            self.real.serve_lack(pool, call.vm());
             self.real.compare(&self.state, Some(&next))?;
         }
     }
@@ -98,21 +98,5 @@ impl<const P: usize, const V: usize, const G: usize> Pair<P, V, G> {
             }
         };
         self.told.difference.is_none()
-    }
-}
-
-fn vm_of(call: Call) -> Option<u8> {
-    match call {
-        Call::DonateGuest { vm, .. }
-        | Call::ShareGuest { vm, .. }
-        | Call::UnshareGuest { vm, .. }
-        | Call::ReclaimGuest { vm, .. }
-        | Call::UnshareAck { vm, .. }
-        | Call::Share { vm, .. }
-        | Call::Unshare { vm, .. }
-        | Call::Relinquish { vm, .. }
-        | Call::GuardMap { vm, .. }
-        | Call::GuardUnmap { vm, .. } => Some(vm),
-        _ => None,
     }
 }

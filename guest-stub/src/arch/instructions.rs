@@ -171,3 +171,14 @@ pub fn call_code(address: u64, instructions: [u32; 2], argument: u64) -> u64 {
     };
     x0
 }
+
+/// Calls an address where there is RET, or where nothing can be fetched: then the vectors return in its stead, if the
+/// exception is expected.
+pub fn call_page(address: u64) {
+    // SAFETY: RET comes straight back and changes nothing; where the fetch takes an exception, the vectors go to x30,
+    // which is the same. Caches of instructions are dropped first, since others write the page.
+    unsafe {
+        asm!("ic iallu", "dsb nsh", "isb", "blr {address}", address = in(reg) address, out("x30") _,
+             options(nostack))
+    };
+}

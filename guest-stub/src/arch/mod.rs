@@ -132,6 +132,8 @@ impl Fault {
 
 /// Exception class of an UNDEFINED instruction.
 pub const CLASS_UNKNOWN: u64 = 0;
+/// Exception class of an instruction abort at the same level.
+pub const CLASS_INSTRUCTION_ABORT: u64 = 0x21;
 /// Exception class of a data abort at the same level.
 pub const CLASS_DATA_ABORT: u64 = 0x25;
 /// Fault status code of a synchronous external abort.
@@ -171,7 +173,10 @@ extern "C" fn deed_guest_exception(vector: u64, frame: &mut ExceptionFrame) {
         SYNDROME.store(syndrome, Ordering::SeqCst);
         ADDRESS.store(address, Ordering::SeqCst);
         TAKEN.store(true, Ordering::SeqCst);
-        frame.elr = frame.elr.wrapping_add(4);
+        // An instruction that cannot be fetched was called: its caller goes on.
+        let fetched = syndrome >> 26 & 0x3f != CLASS_INSTRUCTION_ABORT;
+        let [.., link] = frame.x;
+        frame.elr = if fetched { frame.elr.wrapping_add(4) } else { link };
         return;
     }
     panic!("exception {vector}: ESR {syndrome:#x} FAR {address:#x} ELR {:#x}", frame.elr);

@@ -101,6 +101,89 @@ impl core::fmt::Display for Answer {
     }
 }
 
+/// Calls, loads and stores of the kernel that are made one after the other with one system call, at most
+/// [`Series::MAX`] of them.
+#[derive(Clone, Debug)]
+pub struct Series {
+    records: [[u64; 10]; Series::MAX],
+    count: usize,
+}
+
+impl Default for Series {
+    fn default() -> Self {
+        Self { records: [[0; 10]; Self::MAX], count: 0 }
+    }
+}
+
+impl Series {
+    /// Records that one series can have.
+    pub const MAX: usize = 256;
+
+    fn push(&mut self, record: [u64; 10]) -> usize {
+        let at = self.count;
+        *self.records.get_mut(at).expect("room in the series") = record;
+        self.count += 1;
+        at
+    }
+
+    /// Adds HVC #0 with these registers; returns its place.
+    pub fn call_words(&mut self, [a, b, c, d, e, f, g]: [u64; CALL_WORDS]) -> usize {
+        self.push([0, a, b, c, d, e, f, g, 0, 0])
+    }
+
+    /// Adds a call.
+    pub fn call(&mut self, call: HostCall) -> usize {
+        self.call_words(call.encode())
+    }
+
+    /// Adds a load.
+    pub fn load(&mut self, address: u64) -> usize {
+        self.push([1, address, 0, 0, 0, 0, 0, 0, 0, 0])
+    }
+
+    /// Adds a store.
+    pub fn store(&mut self, address: u64, value: u64) -> usize {
+        self.push([2, address, value, 0, 0, 0, 0, 0, 0, 0])
+    }
+
+    /// Adds a copy of a page, by frame numbers.
+    pub fn copy(&mut self, from: u64, to: u64) -> usize {
+        self.push([3, from, to, 0, 0, 0, 0, 0, 0, 0])
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.count = 0;
+    }
+
+    /// What came of a call.
+    pub fn answer(&self, at: usize) -> Answer {
+        read_answer(&self.records[at])
+    }
+
+    /// What came of a load or store.
+    pub fn touched(&self, at: usize) -> Touch {
+        match self.records[at] {
+            [value, 0, ..] => Touch::Done(value),
+            [_, _, syndrome, address, ..] => Touch::Abort { syndrome, address },
+        }
+    }
+
+    /// Whether a copy was done.
+    pub fn copied(&self, at: usize) -> bool {
+        self.records[at][0] == 0
+    }
+}
+
+fn read_answer(results: &[u64; RESULT_WORDS]) -> Answer {
+    let [x0, x1, ..] = *results;
+    match HostResult::from_words(results) {
+        Some(result) => Answer::Served(result),
+        None if x0 == abi::smccc::NOT_SUPPORTED => Answer::NotSupported,
+        None => Answer::Strange(x0, x1),
+    }
+}
+
 /// The kernel's own counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -154,13 +237,13 @@ impl Deed {
 
     /// A call with these registers, its answer read.
     pub fn answer(&self, words: [u64; CALL_WORDS]) -> Result<Answer, Failure> {
-        let results = self.call_words(words)?;
-        let [x0, x1, ..] = results;
-        Ok(match HostResult::from_words(&results) {
-            Some(result) => Answer::Served(result),
-            None if x0 == abi::smccc::NOT_SUPPORTED => Answer::NotSupported,
-            None => Answer::Strange(x0, x1),
-        })
+        Ok(read_answer(&self.call_words(words)?))
+    }
+
+    /// Makes all calls, loads and stores of a series.
+    pub fn play(&self, series: &mut Series) -> Result<(), Failure> {
+        let mut argument = [series.records.as_mut_ptr() as u64, series.count as u64];
+        self.file.request_with("DEED_SERIES", deed::SERIES, &mut argument).map(drop)
     }
 
     /// A call.

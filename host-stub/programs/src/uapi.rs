@@ -218,6 +218,8 @@ pub mod deed {
     pub const SMC: u32 = request(8, 4);
     /// A call with a non-zero immediate.
     pub const HVC_IMM: u32 = request(9, 8);
+    /// Many calls, loads and stores.
+    pub const SERIES: u32 = request(10, 2);
 
     /// Bit of `MISBEHAVE`: acknowledge an unshare without unmapping.
     pub const ACKNOWLEDGE_WITHOUT_UNMAPPING: u64 = 1 << 0;
@@ -241,5 +243,6 @@ mod tests {
         assert_eq!(deed::VM_HANDLE, 0xc010_4407);
         assert_eq!(deed::SMC, 0xc020_4408);
         assert_eq!(deed::HVC_IMM, 0xc040_4409);
+        assert_eq!(deed::SERIES, 0xc010_440a);
     }
 }
