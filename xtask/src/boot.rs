@@ -37,6 +37,8 @@ pub(crate) struct Options {
     pub(crate) gdb: bool,
     /// Boot the image that has the oracle, and count instructions.
     pub(crate) oracle: bool,
+    /// Count instructions for time, so that a run repeats exactly.
+    pub(crate) replay: bool,
     /// Run the control image too, where the scenario has one.
     pub(crate) control: bool,
     /// Seconds, instead of the scenario's.
@@ -155,7 +157,7 @@ impl<'a> Start<'a> {
         Ok(Self { images, scenario, machine, nonce: secret::nonce()?, secret_nonce, ram })
     }
 
-    fn command(&self, gdb: bool, oracle: bool) -> Command {
+    fn command(&self, gdb: bool, counts: bool) -> Command {
         let mut board = "virt,virtualization=on,gic-version=3,its=off,dtb-randomness=off".to_owned();
         let mut command = Command::new(QEMU);
         if let Some(ram) = &self.ram {
@@ -184,7 +186,7 @@ impl<'a> Start<'a> {
             format!("guest-loader,addr={:#x},kernel={},bootargs={args}", boot.host, file(&self.images.host));
         let ramdisk = format!("guest-loader,addr={:#x},initrd={}", boot.ramdisk, file(&self.images.ramdisk));
         command.args(["-device", &host, "-device", &ramdisk]);
-        if oracle {
+        if counts {
             // One nanosecond of virtual time an instruction, so that time tells instructions.
             command.args(["-icount", "shift=0,sleep=off"]);
         }
@@ -206,7 +208,7 @@ impl<'a> Start<'a> {
     }
 
     fn run(&self, tree: &Tree, options: &Options, log: &std::path::Path) -> Result<(Console, Ending)> {
-        let mut command = self.command(options.gdb, options.oracle);
+        let mut command = self.command(options.gdb, options.oracle || options.replay);
         if options.verbose {
             eprintln!("{}", command_line(&command));
         }

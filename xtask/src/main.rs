@@ -53,6 +53,7 @@ enum Verb {
     Lint(verbs::lint::Args),
     Mutants(verbs::mutants::Args),
     Model(verbs::model::Args),
+    Fuzz(verbs::fuzz::Args),
 }
 
 fn main() -> ExitCode {
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         Verb::Lint(args) => verbs::lint::run(&tree, &args),
         Verb::Mutants(args) => verbs::mutants::run(&tree, &args),
         Verb::Model(args) => verbs::model::run(&args),
+        Verb::Fuzz(args) => verbs::fuzz::run(&tree, &args),
     });
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -37,6 +37,18 @@ pub(crate) struct Fault {
     pub(crate) caught_by: Vec<String>,
 }
 
+/// What one target of `fuzz` did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Fuzzed {
+    pub(crate) target: &'static str,
+    pub(crate) seed: u64,
+    pub(crate) programs: u64,
+    pub(crate) calls: u64,
+    /// Pairs of a call and an outcome that were seen.
+    pub(crate) pairs: u64,
+    pub(crate) calls_per_second: u64,
+}
+
 /// Versions and machine of a run.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Environment {
@@ -64,6 +76,8 @@ pub(crate) struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) faults: Option<Vec<Fault>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) fuzzed: Option<Vec<Fuzzed>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) distinct_states: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) depth: Option<u64>,
@@ -79,6 +93,7 @@ impl Report {
             env: Environment::default(),
             steps: None,
             faults: None,
+            fuzzed: None,
             distinct_states: None,
             depth: None,
         }

@@ -305,6 +305,7 @@ impl Lab {
             verbose: self.verbose,
             gdb: false,
             oracle,
+            replay: false,
             control: false,
             timeout: None,
             label: name.to_owned(),

@@ -69,6 +69,7 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
             verbose: args.verbose,
             gdb: args.gdb,
             oracle: args.oracle,
+            replay: false,
             control: !args.gdb && !args.oracle,
             timeout: args.timeout,
             label: scenario.name.clone(),

@@ -153,6 +153,7 @@ fn emulator(tree: &Tree, args: &Args, toolchain: &Toolchain, steps: &mut Vec<Che
             verbose: args.verbose,
             gdb: false,
             oracle: *oracle,
+            replay: false,
             // One control run a scenario is enough: it is about the search, not about the machine.
             control: *label == scenario.name,
             timeout: None,

@@ -338,6 +338,16 @@ impl Play<'_> {
         Ok(())
     }
 
+    /// A vCPU that asks for commands.
+    pub(crate) fn idle_vcpu(&self, vm: u8) -> Option<u8> {
+        let guest = self.guests.get(usize::from(vm))?.as_ref()?;
+        (0..VCPUS as u8).find(|vcpu| guest.doing[usize::from(*vcpu)] == Doing::Asks)
+    }
+
+    pub(crate) fn touch_of(&mut self, vm: u8, vcpu: u8) -> Result<(usize, u64), Failure> {
+        Ok(self.guest(vm)?.last_touch(vcpu))
+    }
+
     /// Whether an access of a VM to a page of no memory is a device's.
     pub(crate) fn is_device(&self, number: u8, gfn: u64) -> bool {
         let vm = &self.state.vms[usize::from(number)];

@@ -11,9 +11,13 @@ fn main() {}
 #[cfg(target_os = "none")]
 mod absurd;
 #[cfg(target_os = "none")]
+mod access;
+#[cfg(target_os = "none")]
 mod guest;
 #[cfg(target_os = "none")]
 mod play;
+#[cfg(target_os = "none")]
+mod real;
 #[cfg(target_os = "none")]
 mod supply;
 #[cfg(target_os = "none")]

@@ -14,13 +14,13 @@ use host_programs::deed::{Answer, Deed, Series, Touch};
 use host_programs::steps::Steps;
 use host_programs::{Failure, failure, sys};
 use spec::chooser::{Chooser, Dice};
-use spec::state::{Content, GuestEntry, HostEntry, Phase, Sharing, VCPUS};
+use spec::state::{Content, HostEntry, Phase, VCPUS};
 use spec::{Call, Outcome, Run, State, World, step};
 
-use crate::guest::{Act, Doing, Guest};
+use crate::guest::{Act, Guest};
 use crate::supply::Supply;
 use crate::tell::Tale;
-use crate::watch::{CODE_SLOT, OFFSETS, Words};
+use crate::watch::{OFFSETS, Words};
 
 /// Pages of the window: a 2 MiB region ends in their middle.
 pub(crate) const P: usize = 32;
@@ -80,7 +80,7 @@ pub(crate) struct Play<'a> {
     pub(crate) state: State<P, V, G>,
     pub(crate) guests: [Option<Guest>; V],
     /// Handles of the program's VMs, also of those that are gone.
-    handles: [Option<VmHandle>; V],
+    pub(crate) handles: [Option<VmHandle>; V],
     /// Empty lists with room, for the pages of the guests' tables.
     pub(crate) spare_lists: [Vec<u64>; V],
     /// What is in each page of the window.
@@ -274,9 +274,6 @@ impl Play<'_> {
             {
                 return None;
             }
-            Call::Share { vm, gfns } => {
-                self.whose_turn(vm, Call::Share { vm, gfns: self.to_gap(vm, gfns) })?
-            }
             Call::Unshare { vm, vcpu, .. } => match self.stuck(vm, vcpu) {
                 Some(Act::Call(again)) => again,
                 Some(_) => return None,
@@ -336,313 +333,6 @@ impl Play<'_> {
         self.supply.serve(self.deed, pool, pages, guest.map(|guest| (guest.handle, &mut guest.lent)))
     }
 
-    /// A VM's handle; one that nobody has for a VM that was not made.
-    pub(crate) fn handle(&self, vm: u8) -> VmHandle {
-        let known = self.handles.get(usize::from(vm)).copied().flatten();
-        known.unwrap_or_else(|| VmHandle::new(200, 7).expect("a handle can be so"))
-    }
-
-    /// Makes a call on the hypervisor, as whoever makes it.
-    fn real(&mut self, call: Call) -> Result<Outcome, Failure> {
-        let pfn = |first: u64| self.world.pfn.saturating_add(first);
-        let gfn = |first: u64| self.world.gfn.saturating_add(first);
-        let handle = |vm: u8| self.handle(vm);
-        match call {
-            Call::PoolTopUp { pool, pfns } => {
-                self.host_call(HostCall::PoolTopUp { pool, pfn: pfn(pfns.first), pages: pfns.count })
-            }
-            Call::VmTopUp { vm, pfns } => {
-                let (vm, pfn, pages) = (handle(vm), pfn(pfns.first), pfns.count);
-                self.host_call(HostCall::VmTopUp { vm, pfn, pages })
-            }
-            Call::ShareHyp { pfns } => {
-                self.host_call(HostCall::ShareHyp { pfn: pfn(pfns.first), pages: pfns.count })
-            }
-            Call::UnshareHyp { pfns } => {
-                self.host_call(HostCall::UnshareHyp { pfn: pfn(pfns.first), pages: pfns.count })
-            }
-            Call::DonateGuest { vm, pfn: page, gfn: at, count: pages } => {
-                let (vm, pfn, gfn) = (handle(vm), pfn(page), gfn(at));
-                self.host_call(HostCall::DonateGuest { vm, pfn, gfn, pages })
-            }
-            Call::ShareGuest { vm, pfn: page, gfn: at, count: pages, permissions } => {
-                let (vm, pfn, gfn) = (handle(vm), pfn(page), gfn(at));
-                self.host_call(HostCall::ShareGuest { vm, pfn, gfn, pages, permissions })
-            }
-            Call::UnshareGuest { vm, gfns } => {
-                let (vm, gfn, pages) = (handle(vm), gfn(gfns.first), gfns.count);
-                self.host_call(HostCall::UnshareGuest { vm, gfn, pages })
-            }
-            Call::ReclaimGuest { vm, gfns } => {
-                let (vm, gfn, pages) = (handle(vm), gfn(gfns.first), gfns.count);
-                self.host_call(HostCall::ReclaimGuest { vm, gfn, pages })
-            }
-            Call::QueryPage { pfn: page } => {
-                let Answer::Served(result) = self.deed.call(HostCall::QueryPage { pfn: pfn(page) })? else {
-                    return Err(failure!("it is not served"));
-                };
-                match (result.outcome, HostState::from_word(result.values[0])) {
-                    (Ok(()), Some(state)) => Ok(Outcome::Page(state, result.values[1] == 1)),
-                    _ => self.outcome(result),
-                }
-            }
-            Call::VmCreate { protected, immediate, root } => self.create(protected, immediate, pfn(root)),
-            Call::UnshareAck { vm, vcpu } => {
-                let lives = self.state.vms.get(usize::from(vm)).is_some_and(|vm| vm.phase == Phase::Live);
-                if lives && usize::from(vcpu) < VCPUS {
-                    let by_run = self.chooser.dice.below(4) == 0;
-                    self.acknowledge(vm, vcpu, by_run)
-                } else {
-                    self.host_call(HostCall::UnshareAck { vm: handle(vm), vcpu: vcpu.into() })
-                }
-            }
-            Call::VmTeardownStart { vm } => {
-                let outcome = self.host_call(HostCall::VmTeardownStart { vm: handle(vm) })?;
-                if let Outcome::Done(_) = outcome {
-                    self.take_image_back(vm)?;
-                }
-                Ok(outcome)
-            }
-            Call::VmTeardownFinish { vm } => self.finish(vm),
-            Call::Pin { pfn: page } => Ok(one(self.host_call(HostCall::TestPin { pfn: pfn(page) })?)),
-            Call::Unpin { pfn: page } => Ok(one(self.host_call(HostCall::TestUnpin { pfn: pfn(page) })?)),
-            Call::Share { vm, .. }
-            | Call::Unshare { vm, .. }
-            | Call::Relinquish { vm, .. }
-            | Call::GuardMap { vm, .. }
-            | Call::GuardUnmap { vm, .. } => self.guest_acts(vm, Act::Call(call)),
-            Call::GuestStore { vm, gfn } => self.guest_store(vm, gfn, call),
-            Call::HostStore { pfn: page } => self.host_store(page as usize),
-            Call::Map { .. } | Call::Unmap { .. } | Call::Hold { .. } | Call::Release { .. } => {
-                Err(failure!("the host's books are not the hypervisor's"))
-            }
-        }
-    }
-
-    /// Makes a host's call; its result in the specification's words.
-    pub(crate) fn host_call(&mut self, call: HostCall) -> Result<Outcome, Failure> {
-        match self.deed.call(call)? {
-            Answer::Served(result) => self.outcome(result),
-            other => Err(failure!("{call:?}: {other}")),
-        }
-    }
-
-    fn outcome(&mut self, result: HostResult) -> Result<Outcome, Failure> {
-        let [first, second, ..] = result.values;
-        Ok(match result.outcome {
-            Ok(()) => Outcome::Done(first),
-            Err(Error::NoMemory) => {
-                self.lacking = first;
-                Outcome::Lacking(
-                    Pool::from_word(second).ok_or_else(|| failure!("there is no pool {second}"))?,
-                )
-            }
-            Err(error) => Outcome::Refused(error),
-        })
-    }
-
-    fn create(&mut self, protected: bool, immediate: bool, root: u64) -> Result<Outcome, Failure> {
-        let flags = VmFlags { protected, unshare_immediate: immediate, mmio_unguarded: false };
-        let unborn = self.state.vms.iter().position(|vm| vm.phase == Phase::Unborn);
-        let Some(number) = unborn else {
-            // The hypervisor has room for more VMs than the window.
-            return Ok(Outcome::Refused(Error::Busy));
-        };
-        let word = match self.host_call(HostCall::VmCreate { flags, root })? {
-            Outcome::Done(word) => word,
-            refused => return Ok(refused),
-        };
-        let handle = VmHandle::from_word(word).ok_or_else(|| failure!("{word:#x} is no handle"))?;
-        self.handles[number] = Some(handle);
-        self.bring_up(number as u8, handle, protected)?;
-        Ok(Outcome::Created(number as u8))
-    }
-
-    fn finish(&mut self, vm: u8) -> Result<Outcome, Failure> {
-        let handle = self.handle(vm);
-        let mut back = 0;
-        loop {
-            let call = HostCall::VmTeardownFinish { vm: handle };
-            let Answer::Served(result) = self.deed.call(call)? else {
-                return Err(failure!("it is not served"));
-            };
-            let [done, left, ..] = result.values;
-            if result.outcome.is_err() {
-                return self.outcome(result);
-            }
-            back += done;
-            if left == 0 {
-                break;
-            }
-        }
-        let Some(mut guest) = self.guests.get_mut(usize::from(vm)).and_then(Option::take) else {
-            return Err(failure!("a VM that was not made is gone"));
-        };
-        let hidden = guest.lent.len() as u64;
-        self.supply.put_back(&mut guest.lent);
-        self.spare_lists[usize::from(vm)] = guest.lent;
-        Ok(Outcome::Ended(back.saturating_sub(hidden)))
-    }
-
-    fn guest_acts(&mut self, vm: u8, act: Act) -> Result<Outcome, Failure> {
-        let lives = self.state.vms.get(usize::from(vm)).is_some_and(|vm| vm.phase == Phase::Live);
-        if lives { self.act(vm, act) } else { Ok(Outcome::NotServed) }
-    }
-
-    fn guest_store(&mut self, vm: u8, gfn: u64, call: Call) -> Result<Outcome, Failure> {
-        let act = Act::Call(call);
-        let vcpu = self.vcpu_for(vm, act);
-        let outcome = self.guest_acts(vm, act)?;
-        if let (Outcome::Done(_), Some(vcpu), Some(page)) = (outcome, vcpu, self.page_of(vm, gfn)) {
-            let (slot, value) = self.touch_of(vm, vcpu)?;
-            self.content[page][slot] = value;
-        }
-        Ok(outcome)
-    }
-
-    fn host_store(&mut self, page: usize) -> Result<Outcome, Failure> {
-        let (slot, value) = self.dice_touch();
-        let at = self.address(page, slot);
-        match self.deed.store(at, value)? {
-            Touch::Done(_) => {
-                self.content[page][slot] = value;
-                Ok(Outcome::Done(1))
-            }
-            touch if touch.is_injected_abort(at) => {
-                self.aborts += 1;
-                Ok(Outcome::Aborted)
-            }
-            touch => Err(failure!("{touch}")),
-        }
-    }
-
-    /// The page of the window that a guest has at a guest page.
-    fn page_of(&self, vm: u8, gfn: u64) -> Option<usize> {
-        match self.state.vms.get(usize::from(vm))?.entries.get(gfn as usize)? {
-            GuestEntry::Page { pfn, .. } => Some(usize::from(*pfn)),
-            _ => None,
-        }
-    }
-
-    /// Gives a guest the page that it misses, mostly, and lets it go on.
-    fn serve_missing(&mut self, call: Call, outcome: Outcome) -> Result<(), Failure> {
-        let (Outcome::Missing(gfn), Some(vm)) = (outcome, call.vm()) else { return Ok(()) };
-        if self.is_device(vm, gfn) && matches!(call, Call::GuestStore { .. })
-            || self.chooser.dice.below(8) == 0
-        {
-            return Ok(());
-        }
-        if self.give(vm, gfn, None)? {
-            self.play(call)?;
-        }
-        Ok(())
-    }
-
-    /// Gives a guest memory at a guest page, with everything allowed; `false` if the host has none to give.
-    fn give(&mut self, vm: u8, gfn: u64, code: Option<u64>) -> Result<bool, Failure> {
-        let from = self.chooser.dice.below(P as u64) as usize;
-        if let Some(GuestEntry::Page { sharing: Sharing::Borrowed(_), .. }) =
-            self.state.vms[usize::from(vm)].entries.get(gfn as usize)
-        {
-            // It has a page, with too little allowed.
-            self.play(Call::UnshareGuest { vm, gfns: Run::one(gfn) })?;
-        }
-        let owned = |page: &usize| self.state.pages[*page].host == HostEntry::Owned;
-        let Some(page) = (0..P).map(|page| (page + from) % P).find(owned) else { return Ok(false) };
-        if let Some(code) = code {
-            let (at, pfn) = (self.address(page, CODE_SLOT), page as u64);
-            self.play(Call::HostStore { pfn })?;
-            match self.deed.store(at, code)? {
-                Touch::Done(_) => self.content[page][CODE_SLOT] = code,
-                touch => return Err(failure!("the host cannot store to its page {page}: {touch}")),
-            }
-        }
-        let (pfn, count) = (page as u64, 1);
-        let outcome = if self.state.vms[usize::from(vm)].protected {
-            self.play(Call::DonateGuest { vm, pfn, gfn, count })?
-        } else {
-            self.play(Call::ShareGuest { vm, pfn, gfn, count, permissions: Permissions::ALL })?
-        };
-        Ok(matches!(outcome, Outcome::Done(1)))
-    }
-
-    /// A guest loads, or fetches an instruction: accesses that the specification's calls do not have.
-    fn other_access(&mut self) -> Result<(), Failure> {
-        let vm = self.chooser.dice.below(V as u64) as u8;
-        let gfn = self.chooser.dice.below(G as u64);
-        let load = self.chooser.dice.below(3) > 0;
-        let act = if load { Act::Load { gfn } } else { Act::Fetch { gfn } };
-        if self.state.vms[usize::from(vm)].phase != Phase::Live || self.vcpu_for(vm, act).is_none() {
-            return Ok(());
-        }
-        if load { self.guest_loads(vm, gfn) } else { self.guest_fetches(vm, gfn) }
-    }
-
-    fn guest_loads(&mut self, vm: u8, gfn: u64) -> Result<(), Failure> {
-        for _ in 0..2 {
-            let act = Act::Load { gfn };
-            let Some(vcpu) = self.vcpu_for(vm, act) else { return Ok(()) };
-            self.tale.calls += 1;
-            let outcome = self.act(vm, act)?;
-            let (slot, _) = self.touch_of(vm, vcpu)?;
-            let expected = match self.page_of(vm, gfn) {
-                Some(page) => Outcome::Done(self.content[page][slot]),
-                None => Outcome::Missing(gfn),
-            };
-            if outcome != expected {
-                return Err(failure!(
-                    "a load of VM {vm}, vCPU {vcpu} at guest page {gfn} came to {outcome:x?}, and should to {expected:x?}"
-                ));
-            }
-            if expected != Outcome::Missing(gfn) || self.is_device(vm, gfn) || !self.give(vm, gfn, None)? {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// A guest calls code in a page. Where there is something else it is not tried, so that the guest lives.
-    fn guest_fetches(&mut self, vm: u8, gfn: u64) -> Result<(), Failure> {
-        let act = Act::Fetch { gfn };
-        let expected = match self.state.vms[usize::from(vm)].entries[gfn as usize] {
-            GuestEntry::Page { pfn, sharing } => {
-                let is_code = self.content[usize::from(pfn)][CODE_SLOT] != 0;
-                match sharing {
-                    Sharing::Borrowed(allowed) if !allowed.execute => Outcome::Missing(gfn),
-                    _ if is_code => Outcome::Done(0),
-                    _ => return Ok(()),
-                }
-            }
-            GuestEntry::Device => Outcome::Aborted,
-            GuestEntry::Empty => Outcome::Missing(gfn),
-        };
-        if expected == Outcome::Missing(gfn)
-            && !self.state.pages.iter().any(|page| page.host == HostEntry::Owned)
-        {
-            return Ok(());
-        }
-        self.tale.calls += 1;
-        let outcome = self.act(vm, act)?;
-        if outcome != expected {
-            return Err(failure!(
-                "a fetch of VM {vm} at guest page {gfn} came to {outcome:x?}, and should to {expected:x?}"
-            ));
-        }
-        if outcome == Outcome::Missing(gfn) {
-            let (_, code) = (0, u64::from(guest_stub::protocol::player::RET));
-            if !self.give(vm, gfn, Some(code))? {
-                return Err(failure!("no page for a guest's code"));
-            }
-            let outcome = self.act(vm, act)?;
-            if outcome != Outcome::Done(0) {
-                return Err(failure!(
-                    "a fetch of VM {vm} at guest page {gfn} that is there came to {outcome:x?}"
-                ));
-            }
-        }
-        Ok(())
-    }
-
     /// Ends all VMs and takes everything back.
     fn wind_up(&mut self) -> Result<(), Failure> {
         for pfn in 0..P as u64 {
@@ -696,19 +386,4 @@ impl Play<'_> {
         }
         Ok(())
     }
-
-    fn touch_of(&mut self, vm: u8, vcpu: u8) -> Result<(usize, u64), Failure> {
-        Ok(self.guest(vm)?.last_touch(vcpu))
-    }
-
-    /// A vCPU that asks for commands.
-    pub(crate) fn idle_vcpu(&self, vm: u8) -> Option<u8> {
-        let guest = self.guests.get(usize::from(vm))?.as_ref()?;
-        (0..VCPUS as u8).find(|vcpu| guest.doing[usize::from(*vcpu)] == Doing::Asks)
-    }
-}
-
-/// The outcome of a call about one page that does not say so.
-fn one(outcome: Outcome) -> Outcome {
-    if let Outcome::Done(_) = outcome { Outcome::Done(1) } else { outcome }
 }
