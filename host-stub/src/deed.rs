@@ -11,6 +11,7 @@ use crate::fs::File;
 use crate::host::{Host, Misbehaviour};
 use crate::machine::OddCall;
 use crate::mm::{Holder, PAGE, Pfn, is_aligned};
+use crate::play;
 use crate::process::Process;
 
 /// Requests: `_IOWR('D', n, u64[words])`. The programs have their own copy
@@ -42,6 +43,10 @@ pub mod request {
     pub const HVC_IMM: u32 = request(9, 8);
     /// In address of an array of [`super::Record`]s, their number: done one after the other, each written back.
     pub const SERIES: u32 = request(10, 2);
+    /// In address of a list, entries, rounds: see [`crate::play`].
+    pub const PLAY: u32 = request(10, 3);
+    /// Out the virtual counter at the kernel's first instruction.
+    pub const COUNTER_AT_ENTRY: u32 = request(11, 1);
 }
 
 /// One of a series: in what to do (0 call, 1 load, 2 store, 3 copy a page), its arguments; out its results.
@@ -113,6 +118,13 @@ pub fn ioctl(host: &mut Host, process: &mut Process, number: u32, argument: u64)
             Ok(())
         }),
         request::SERIES => with(host, process, argument, series),
+        request::PLAY => with(host, process, argument, |host, process, [list, entries, rounds]| {
+            play::play(host, process, *list, *entries, *rounds)
+        }),
+        request::COUNTER_AT_ENTRY => with(host, process, argument, |host, _, [count]: &mut [u64; 1]| {
+            *count = host.machine.counter_at_entry();
+            Ok(())
+        }),
         _ => Err(Errno::ENOTTY),
     }
 }
@@ -255,5 +267,7 @@ mod tests {
         assert_eq!(request::SMC, 0xc020_4408);
         assert_eq!(request::HVC_IMM, 0xc040_4409);
         assert_eq!(request::SERIES, 0xc010_440a);
+        assert_eq!(request::PLAY, 0xc018_440a);
+        assert_eq!(request::COUNTER_AT_ENTRY, 0xc008_440b);
     }
 }

@@ -13,6 +13,7 @@
 //! | [`process`] | EL0 programs: ELF, stack, signals | what a handler sees is laid out as Linux lays it out |
 //! | [`syscall`] | system calls by Linux's numbers | every pointer of a program goes through [`mm::AddressSpace`] |
 //! | [`deed`] | `/dev/deed`: lets a program play a hostile host | |
+//! | [`play`] | lists of calls that are played and counted | only the call itself is in what is counted |
 //! | [`platform`] | what the device tree says | |
 //! | `arch` | registers, assembly and all unsafe code (bare metal only) | |
 
@@ -32,6 +33,7 @@ pub mod kvm;
 pub mod machine;
 pub mod mm;
 pub mod platform;
+pub mod play;
 pub mod process;
 pub mod syscall;
 

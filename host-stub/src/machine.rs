@@ -70,6 +70,39 @@ pub enum OddCall {
     Smc1,
 }
 
+/// What is done between two reads of the virtual counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timed {
+    /// Nothing: calibration.
+    Nothing,
+    /// 100 instructions that do nothing: calibration.
+    Nops,
+    /// A loop of 10,000 passes of two instructions: calibration.
+    Loop,
+    /// `HVC #0` with x0 to x6.
+    Hvc,
+    /// `SMC #0` with x0 to x6.
+    Smc,
+    /// A load through the linear map from the physical address in x0. What the kernel does about it is in the
+    /// interval: compare two of them.
+    Load,
+}
+
+impl Timed {
+    /// Reads a word of a program's.
+    pub const fn from_word(word: u64) -> Option<Self> {
+        Some(match word {
+            0 => Self::Nothing,
+            1 => Self::Nops,
+            2 => Self::Loop,
+            3 => Self::Hvc,
+            4 => Self::Smc,
+            5 => Self::Load,
+            _ => return None,
+        })
+    }
+}
+
 /// The whole machine.
 pub trait Machine: Hypervisor + Memory {
     /// Nanoseconds since some point in the past; never goes back.
@@ -84,6 +117,10 @@ pub trait Machine: Hypervisor + Memory {
     fn smc(&self, words: [u64; 4]) -> [u64; 4];
     /// Makes a call with a non-zero immediate; returns x0.
     fn odd_call(&self, which: OddCall, words: &[u64; CALL_WORDS]) -> u64;
+    /// Does one thing, without interruption; returns the ticks of the virtual counter and x0 to x9.
+    fn timed(&self, what: Timed, words: &[u64; CALL_WORDS]) -> (u64, [u64; RESULT_WORDS]);
+    /// What the virtual counter read at the kernel's first instruction.
+    fn counter_at_entry(&self) -> u64;
     /// Runs EL0 in the address space of this root until its next exception, which is then in `context`.
     fn run_user(&self, context: &mut UserContext, root: Pfn, asid: u16);
     /// Reads the FP/SIMD registers of EL0.

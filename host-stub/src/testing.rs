@@ -20,7 +20,7 @@ use crate::kvm::memory::{Caller, give_page};
 use crate::kvm::slots::{Descriptor, GUEST_MEMFD, RegionRequest, set_region};
 use crate::kvm::vm::TYPE_PROTECTED;
 use crate::kvm::{VcpuRef, Vm};
-use crate::machine::{Abort, Hypervisor, Machine, Memory, OddCall};
+use crate::machine::{Abort, Hypervisor, Machine, Memory, OddCall, Timed};
 use crate::mm::space::{Access, MMAP_BASE};
 use crate::mm::{AddressSpace, Backing, Frames, Holder, PAGE, Pfn, Prot};
 use crate::process::context::{FpState, UserContext};
@@ -331,6 +331,18 @@ impl Machine for FakeMachine {
 
     fn odd_call(&self, _: OddCall, _: &[u64; CALL_WORDS]) -> u64 {
         abi::smccc::NOT_SUPPORTED
+    }
+
+    fn timed(&self, what: Timed, words: &[u64; CALL_WORDS]) -> (u64, [u64; RESULT_WORDS]) {
+        let mut results = [0; RESULT_WORDS];
+        for (result, word) in results.iter_mut().zip(words) {
+            *result = *word;
+        }
+        (what as u64 + 1, results)
+    }
+
+    fn counter_at_entry(&self) -> u64 {
+        7
     }
 
     fn run_user(&self, _: &mut UserContext, _: Pfn, _: u16) {}

@@ -51,6 +51,10 @@ pub(crate) struct Options {
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) checks: Vec<Check>,
+    /// What the console says.
+    pub(crate) console: Console,
+    /// The hypervisor's ELF file.
+    pub(crate) hyp_elf: PathBuf,
     /// Without the time for building.
     pub(crate) duration: Duration,
     pub(crate) log: PathBuf,
@@ -60,7 +64,14 @@ impl Outcome {
     /// The outcome of a run that did not come about.
     pub(crate) fn could_not_be_made(tree: &Tree, options: &Options, error: &anyhow::Error) -> Self {
         let check = Check::new("run", "the run can be made", format!("{error:#}"), false);
-        Self { checks: vec![check], duration: Duration::ZERO, log: log_of(tree, options) }
+        let log = log_of(tree, options);
+        Self {
+            checks: vec![check],
+            console: Console::default(),
+            hyp_elf: PathBuf::new(),
+            duration: Duration::ZERO,
+            log,
+        }
     }
 
     /// Whether all checks passed.
@@ -134,7 +145,7 @@ pub(crate) fn scenario(
             .extend(more.into_iter().map(|check| Check { name: format!("control-{}", check.name), ..check }));
         duration += began.elapsed();
     }
-    Ok(Outcome { checks, duration, log })
+    Ok(Outcome { checks, console, hyp_elf: images.hyp_elf, duration, log })
 }
 
 fn log_of(tree: &Tree, options: &Options) -> PathBuf {
@@ -173,7 +184,14 @@ impl<'a> Start<'a> {
             "max" => "max,pauth-impdef=on",
             cpu => cpu,
         };
-        command.args(["-machine", &board, "-cpu", cpu, "-smp", &self.machine.smp.to_string()]);
+        let cpu = match self.scenario.counted {
+            true => format!("{cpu},cntfrq=1000000000"),
+            false => cpu.to_owned(),
+        };
+        if self.scenario.counted {
+            command.args(["-icount", "shift=0,sleep=off,align=off"]);
+        }
+        command.args(["-machine", &board, "-cpu", &cpu, "-smp", &self.machine.smp.to_string()]);
         command.args(["-m", &self.machine.memory, "-nic", "none", "-no-reboot"]);
         command.args(["-display", "none", "-monitor", "none", "-serial", "stdio"]);
         command.arg("-kernel").arg(&self.images.hyp);

@@ -15,10 +15,23 @@ const VERDICT: &str = "verdict ";
 pub(crate) struct Console {
     /// `STEP` lines in their order.
     pub(crate) steps: Vec<Check>,
-    /// `STEP` and `DONE` lines that are not well formed or say that something failed.
+    /// `ROW` lines.
+    pub(crate) rows: Vec<Counted>,
+    /// `STEP`, `ROW` and `DONE` lines that are not well formed or say that something failed.
     complaints: Vec<String>,
     /// `[deed] ` lines, without that.
     deed: Vec<String>,
+}
+
+/// A `ROW` line: instructions of one operation, counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Counted {
+    pub(crate) operation: String,
+    /// Of the cheapest run.
+    pub(crate) min: u64,
+    /// Of all runs.
+    pub(crate) sum: u64,
+    pub(crate) runs: u64,
 }
 
 /// How QEMU ended.
@@ -57,6 +70,11 @@ impl Console {
             } else if line.split(' ').next() == Some("STEP") {
                 match parse_step(line) {
                     Some(step) => console.steps.push(step),
+                    None => console.complaints.push(line.to_owned()),
+                }
+            } else if let Some(rest) = line.strip_prefix("ROW ") {
+                match parse_row(rest) {
+                    Some(row) => console.rows.push(row),
                     None => console.complaints.push(line.to_owned()),
                 }
             } else if let Some(rest) = line.strip_prefix("DONE ")
@@ -208,6 +226,15 @@ fn parse_step(line: &str) -> Option<Check> {
     is_name.then(|| Check::new(name, expected, observed, pass))
 }
 
+/// `operation | min | sum | runs`
+fn parse_row(rest: &str) -> Option<Counted> {
+    let mut parts = rest.trim_end().split(" | ");
+    let operation = parts.next()?.to_owned();
+    let mut number = || parts.next()?.parse().ok();
+    let row = Counted { operation, min: number()?, sum: number()?, runs: number()? };
+    (parts.next().is_none() && row.runs > 0 && !row.operation.is_empty()).then_some(row)
+}
+
 fn words(line: &str) -> HashMap<&str, &str> {
     line.split_ascii_whitespace().filter_map(|word| word.split_once('=')).collect()
 }
@@ -291,6 +318,17 @@ mod tests {
         assert_complaint(&judge(&format!("STEP d | 1 | 1\n{GOOD}")), "program", "STEP d");
         assert_complaint(&judge(&format!("STEP d | 1 | 1 | maybe\n{GOOD}")), "program", "maybe");
         assert_complaint(&judge(&GOOD.replace("0 failed", "1 failed")), "program", "1 failed");
+    }
+
+    #[test]
+    fn rows_are_read_and_a_torn_one_is_a_failure() {
+        let row = "ROW host share hyp, one page | 180 | 1805 | 10\n";
+        let rows = Console::parse(&format!("{GOOD}{row}")).rows;
+        let operation = "host share hyp, one page".to_owned();
+        assert_eq!(rows, [Counted { operation, min: 180, sum: 1805, runs: 10 }]);
+        for torn in [&row[..40], "ROW a | 1 | 1 | 0\n", "ROW a | 1 | -1 | 1\n", "ROW a | 1 | 1 | 1 | 1\n"] {
+            assert_complaint(&judge(&format!("{torn}\n{GOOD}")), "program", "ROW");
+        }
     }
 
     #[test]

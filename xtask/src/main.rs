@@ -11,12 +11,14 @@
 //! | [`aftermath`] | the memory that a run leaves behind, and what must not be in it: [`ram`], [`secret`], [`stage2`] |
 //! | [`oracle`] | what the oracle build says of itself |
 //! | [`patch`], [`libtest`] | seeded faults, and what the tests said about them |
+//! | [`budget`] | what each counted operation may cost, and what it costs in pKVM |
 //! | [`report`], [`ui`] | what people and machines are told |
 
 #![forbid(unsafe_code)]
 
 mod aftermath;
 mod boot;
+mod budget;
 mod console;
 mod cpio;
 mod elf;
@@ -54,6 +56,7 @@ enum Verb {
     Mutants(verbs::mutants::Args),
     Model(verbs::model::Args),
     Fuzz(verbs::fuzz::Args),
+    Bench(verbs::bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Verb::Mutants(args) => verbs::mutants::run(&tree, &args),
         Verb::Model(args) => verbs::model::run(&args),
         Verb::Fuzz(args) => verbs::fuzz::run(&tree, &args),
+        Verb::Bench(args) => verbs::bench::run(&tree, &args),
     });
     match done {
         Ok(true) => ExitCode::SUCCESS,

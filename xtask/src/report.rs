@@ -49,6 +49,21 @@ pub(crate) struct Fuzzed {
     pub(crate) calls_per_second: u64,
 }
 
+/// An operation, counted in guest instructions, beside what it may cost.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Row {
+    pub(crate) operation: String,
+    pub(crate) min: u64,
+    pub(crate) mean: f64,
+    pub(crate) runs: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) budget: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) peer: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) floor: Option<&'static str>,
+}
+
 /// Versions and machine of a run.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Environment {
@@ -81,6 +96,8 @@ pub(crate) struct Report {
     pub(crate) distinct_states: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) depth: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) rows: Option<Vec<Row>>,
 }
 
 impl Report {
@@ -96,6 +113,7 @@ impl Report {
             fuzzed: None,
             distinct_states: None,
             depth: None,
+            rows: None,
         }
     }
 

@@ -6,6 +6,9 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt;
 
+/// Where the files are that every test run boots.
+const SCENARIOS: &str = "qemu/scenarios";
+
 /// One boot: what runs, and what must be seen.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,6 +27,9 @@ pub(crate) struct Scenario {
     smp: Option<u32>,
     #[serde(default)]
     pub(crate) features: Vec<String>,
+    /// The counter advances by one for each instruction.
+    #[serde(default)]
+    pub(crate) counted: bool,
     #[serde(default)]
     steps: Vec<String>,
     #[serde(default)]
@@ -132,9 +138,14 @@ impl fmt::Display for Machine {
 impl Scenario {
     /// Reads `qemu/scenarios/NAME.toml`.
     pub(crate) fn load(tree: &Tree, name: &str) -> Result<Self> {
-        let path = tree.root.join("qemu/scenarios").join(format!("{name}.toml"));
+        Self::load_from(tree, SCENARIOS, name)
+    }
+
+    /// Reads `FOLDER/NAME.toml`.
+    pub(crate) fn load_from(tree: &Tree, folder: &str, name: &str) -> Result<Self> {
+        let path = tree.root.join(folder).join(format!("{name}.toml"));
         let text = std::fs::read_to_string(&path).with_context(|| {
-            let known = Self::names(tree).unwrap_or_default().join(", ");
+            let known = Self::names_in(tree, folder).unwrap_or_default().join(", ");
             format!("there is no scenario `{name}` (known: {known})")
         })?;
         Self::parse(name, &text).with_context(|| format!("{}", tree.show(&path)))
@@ -142,8 +153,13 @@ impl Scenario {
 
     /// Returns the names of all scenarios, in alphabetical order.
     pub(crate) fn names(tree: &Tree) -> Result<Vec<String>> {
+        Self::names_in(tree, SCENARIOS)
+    }
+
+    /// Returns the names of the files in a folder, in alphabetical order.
+    pub(crate) fn names_in(tree: &Tree, folder: &str) -> Result<Vec<String>> {
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(tree.root.join("qemu/scenarios"))? {
+        for entry in std::fs::read_dir(tree.root.join(folder))? {
             let path = entry?.path();
             if let (Some(name), Some("toml")) = (path.file_stem(), path.extension().and_then(|e| e.to_str()))
             {

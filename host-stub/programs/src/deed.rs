@@ -286,6 +286,18 @@ impl Deed {
         Err(failure!("{call:?} lacks pages for ever"))
     }
 
+    /// Plays a list of calls: its address, its entries, and rounds. See [`crate::play`].
+    pub fn play(&self, mut argument: [u64; 3]) -> Result<(), Failure> {
+        self.file.request_with("DEED_PLAY", deed::PLAY, &mut argument).map(drop)
+    }
+
+    /// What the virtual counter read at the kernel's first instruction.
+    pub fn counter_at_entry(&self) -> Result<u64, Failure> {
+        let mut count = [0];
+        self.file.request_with("DEED_COUNTER_AT_ENTRY", deed::COUNTER_AT_ENTRY, &mut count)?;
+        Ok(count[0])
+    }
+
     /// The state of a page as the hypervisor answers the gate's question.
     pub fn query(&self, pfn: u64) -> Result<Option<HostState>, Failure> {
         Ok(self.call(HostCall::QueryPage { pfn })?.ok().and_then(|result| result.host_state()))

@@ -11,6 +11,7 @@
 //! | `sys` | files and mappings |
 //! | `kvm` | VMs and vCPUs by KVM's interface |
 //! | `deed` | the research device: a program that acts as the host's kernel |
+//! | `play` | lists of calls that the kernel plays and counts |
 //! | `machine` | a VM with memory, a guest's image and its device |
 //! | `raw_vm` | a VM made by host calls alone, behind the kernel's back |
 //! | `hostile` | what a host must not do, and what it is told |
@@ -36,6 +37,8 @@ pub mod hostile;
 pub mod kvm;
 #[cfg(target_os = "none")]
 pub mod machine;
+#[cfg(target_os = "none")]
+pub mod play;
 #[cfg(target_os = "none")]
 pub mod raw_vm;
 #[cfg(target_os = "none")]

@@ -57,6 +57,13 @@ impl RawVm {
         succeed(deed, call, &mut self.lent).map(drop)
     }
 
+    /// Gives pages for its tables.
+    pub fn give_tables(&mut self, deed: &Deed, pages: u64) -> Result<(), Failure> {
+        let pfn = deed.alloc(pages)?;
+        self.lent.push((pfn, pages));
+        deed.must(HostCall::VmTopUp { vm: self.handle, pfn, pages }).map(drop)
+    }
+
     /// Ends the teardown, which has begun and in which no page is left; gives its pages back to the kernel.
     pub fn finish(self, deed: &Deed) -> Result<(), Failure> {
         for _ in 0..1024 {

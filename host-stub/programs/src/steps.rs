@@ -67,6 +67,11 @@ impl Steps {
         (self.sink)(&format(format_args!("SKIP {} | {}\n", field(name), field(&why.to_string()))));
     }
 
+    /// A row of a benchmark: instructions of the cheapest run, of all runs, and the number of runs.
+    pub fn row(&self, operation: &str, least: u64, sum: u64, runs: u64) {
+        (self.sink)(&format(format_args!("ROW {} | {least} | {sum} | {runs}\n", field(operation))));
+    }
+
     /// Number of steps that passed.
     pub fn passed(&self) -> usize {
         self.passed
@@ -117,7 +122,7 @@ struct OneLine<'a>(&'a str);
 impl Display for OneLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Prose must not be taken for a step, the hypervisor's or the kernel's line.
-        let reserved = ["STEP ", "DONE ", "SKIP ", "["];
+        let reserved = ["STEP ", "DONE ", "SKIP ", "ROW ", "["];
         if reserved.iter().any(|start| self.0.starts_with(start)) {
             f.write_str("> ")?;
         }
@@ -147,6 +152,7 @@ mod tests {
         assert!(!steps.equal_hex("word-is-right", 0x10, 0x20));
         assert!(!steps.equal("count-is-right", 3, 3), "a name that comes twice fails");
         steps.skip("census-is-equal", "no test calls");
+        steps.row("share | one page", 3, 10, 2);
         assert_eq!(steps.finish(), 2);
         assert_eq!(
             *LINES.lock().unwrap(),
@@ -156,6 +162,7 @@ mod tests {
              STEP word-is-right | 0x10 | 0x20 | fail\n\
              STEP count-is-right | 3 | 3 | fail\n\
              SKIP census-is-equal | no test calls\n\
+             ROW share   one page | 3 | 10 | 2\n\
              DONE 1 passed, 2 failed\n"
         );
     }

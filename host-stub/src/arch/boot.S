@@ -21,6 +21,7 @@ _start:
     .long   0
 
 begin:
+    mrs     x21, cntvct_el0
     mov     x19, x0
     mrs     x0, CurrentEL
     cmp     x0, #(1 << 2)
@@ -139,6 +140,7 @@ upper_half:
     mov     x30, xzr
     mov     x0, x19
     mov     x1, x20
+    mov     x2, x21
     b       kernel_entry
 
 park:

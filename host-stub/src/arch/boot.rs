@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use abi::HostCall;
 
 use super::hardware::{self, Hardware};
-use super::{console, gic, heap, linear, paging, timer};
+use super::{console, gic, heap, linear, paging, timed, timer};
 use crate::fs::Archive;
 use crate::host::Host;
 use crate::kernel::Kernel;
@@ -27,10 +27,12 @@ const TREE_BLOCK: u64 = 2 << 20;
 
 static MACHINE: Hardware = Hardware;
 
-/// Called by `boot.S` with the physical addresses of the device tree and of the image.
+/// Called by `boot.S` with the physical addresses of the device tree and of the image, and what the virtual
+/// counter read at the first instruction.
 // SAFETY: the name is used by boot.S alone.
 #[unsafe(no_mangle)]
-extern "C" fn kernel_entry(tree: u64, image: u64) -> ! {
+extern "C" fn kernel_entry(tree: u64, image: u64, count: u64) -> ! {
+    timed::set_at_entry(count);
     console::start_log(log::LevelFilter::Info);
     match start(tree, image) {
         Ok(()) => (),

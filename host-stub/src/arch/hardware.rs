@@ -8,8 +8,8 @@ use aarch64_cpu::registers::{Readable, TTBR0_EL1, Writeable};
 use abi::host::{CALL_WORDS, RESULT_WORDS};
 use abi::psci;
 
-use super::{call, console, gic, linear, timer};
-use crate::machine::{Abort, Hypervisor, Machine, Memory, OddCall};
+use super::{call, console, gic, linear, timed, timer};
+use crate::machine::{Abort, Hypervisor, Machine, Memory, OddCall, Timed};
 use crate::mm::Pfn;
 use crate::platform::Conduit;
 use crate::process::context::{FpState, UserContext};
@@ -132,6 +132,14 @@ impl Machine for Hardware {
 
     fn odd_call(&self, which: OddCall, words: &[u64; CALL_WORDS]) -> u64 {
         call::odd(which, words)
+    }
+
+    fn timed(&self, what: Timed, words: &[u64; CALL_WORDS]) -> (u64, [u64; RESULT_WORDS]) {
+        timed::timed(what, words)
+    }
+
+    fn counter_at_entry(&self) -> u64 {
+        timed::at_entry()
     }
 
     fn run_user(&self, context: &mut UserContext, root: Pfn, asid: u16) {

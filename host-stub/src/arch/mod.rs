@@ -13,4 +13,5 @@ pub mod hardware;
 pub mod heap;
 pub mod linear;
 pub mod paging;
+pub mod timed;
 pub mod timer;

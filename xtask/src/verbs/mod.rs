@@ -2,6 +2,7 @@
 //! could not be made.
 
 pub(crate) mod fuzz;
+pub(crate) mod bench;
 pub(crate) mod lint;
 pub(crate) mod model;
 pub(crate) mod mutants;
