@@ -44,9 +44,9 @@ pub mod request {
     /// In address of an array of [`super::Record`]s, their number: done one after the other, each written back.
     pub const SERIES: u32 = request(10, 2);
     /// In address of a list, entries, rounds: see [`crate::play`].
-    pub const PLAY: u32 = request(10, 3);
+    pub const PLAY: u32 = request(11, 3);
     /// Out the virtual counter at the kernel's first instruction.
-    pub const COUNTER_AT_ENTRY: u32 = request(11, 1);
+    pub const COUNTER_AT_ENTRY: u32 = request(12, 1);
 }
 
 /// One of a series: in what to do (0 call, 1 load, 2 store, 3 copy a page), its arguments; out its results.
@@ -267,7 +267,7 @@ mod tests {
         assert_eq!(request::SMC, 0xc020_4408);
         assert_eq!(request::HVC_IMM, 0xc040_4409);
         assert_eq!(request::SERIES, 0xc010_440a);
-        assert_eq!(request::PLAY, 0xc018_440a);
-        assert_eq!(request::COUNTER_AT_ENTRY, 0xc008_440b);
+        assert_eq!(request::PLAY, 0xc018_440b);
+        assert_eq!(request::COUNTER_AT_ENTRY, 0xc008_440c);
     }
 }

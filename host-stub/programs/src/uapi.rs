@@ -221,9 +221,9 @@ pub mod deed {
     /// Many calls, loads and stores.
     pub const SERIES: u32 = request(10, 2);
     /// Plays a list of calls and counts.
-    pub const PLAY: u32 = request(10, 3);
+    pub const PLAY: u32 = request(11, 3);
     /// The virtual counter at the kernel's first instruction.
-    pub const COUNTER_AT_ENTRY: u32 = request(11, 1);
+    pub const COUNTER_AT_ENTRY: u32 = request(12, 1);
 
     /// Bit of `MISBEHAVE`: acknowledge an unshare without unmapping.
     pub const ACKNOWLEDGE_WITHOUT_UNMAPPING: u64 = 1 << 0;
@@ -248,7 +248,7 @@ mod tests {
         assert_eq!(deed::SMC, 0xc020_4408);
         assert_eq!(deed::HVC_IMM, 0xc040_4409);
         assert_eq!(deed::SERIES, 0xc010_440a);
-        assert_eq!(deed::PLAY, 0xc018_440a);
-        assert_eq!(deed::COUNTER_AT_ENTRY, 0xc008_440b);
+        assert_eq!(deed::PLAY, 0xc018_440b);
+        assert_eq!(deed::COUNTER_AT_ENTRY, 0xc008_440c);
     }
 }

@@ -75,6 +75,10 @@ impl<'a> Source<'a> {
         let (strings_at, strings_size) = (word(word::STRINGS)?, word(word::STRINGS_SIZE)?);
         let structure = blob.get(structure_at..structure_at.checked_add(structure_size)?)?;
         let strings = blob.get(strings_at..strings_at.checked_add(strings_size)?)?;
+        // A name without an end would go on in what a [`Sink`] adds behind it.
+        if strings.last().is_some_and(|end| *end != 0) {
+            return None;
+        }
         let rest = blob.get(word(word::RESERVATIONS)?..)?;
         let entries =
             rest.chunks_exact(RESERVATION_SIZE).position(|entry| entry.iter().all(|byte| *byte == 0))?;
@@ -108,7 +112,7 @@ impl<'a> Source<'a> {
 
     /// The tokens of the structure block.
     pub fn tokens(&self) -> Tokens<'a> {
-        Tokens { rest: self.structure }
+        Tokens { rest: self.structure, names: self.strings.len() }
     }
 
     /// The name at an offset of the strings block, without its end mark; empty if there is none.
@@ -140,6 +144,8 @@ pub enum Token<'a> {
 #[derive(Clone, Debug)]
 pub struct Tokens<'a> {
     rest: &'a [u8],
+    /// Length of the strings block, in which names begin.
+    names: usize,
 }
 
 impl<'a> Tokens<'a> {
@@ -158,7 +164,8 @@ impl<'a> Tokens<'a> {
                 END_NODE => return Some(Token::End),
                 PROPERTY => {
                     let length = usize::try_from(self.word()?).ok()?;
-                    let name = self.word()?;
+                    // A name behind the block's end is none yet, and would be one in a longer block.
+                    let name = self.word().filter(|name| (*name as usize) < self.names)?;
                     let value = self.rest.get(..length)?;
                     self.skip(length)?;
                     return Some(Token::Property { name, value });

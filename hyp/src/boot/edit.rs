@@ -330,6 +330,28 @@ mod tests {
         assert_eq!(write(&plan, &blob, &mut scratch[..length]), Ok(length));
     }
 
+    /// Names that Deed adds follow the old ones: a property that had no name must not find one there.
+    #[test]
+    fn a_property_whose_name_is_not_in_the_tree_is_refused() {
+        let sample = Sample::default();
+        let mut blob = sample.blob();
+        let word = |blob: &[u8], at: usize| u32::from_be_bytes(*blob[at..].first_chunk().unwrap());
+        let strings_size = word(&blob, 32);
+        let property = [3u32.to_be_bytes(), 0u32.to_be_bytes()].concat();
+        let at = blob.windows(8).position(|bytes| bytes == property).unwrap() + 8;
+        let [_, last] = [strings_size, strings_size - 1].map(|name| {
+            blob[at..at + 4].copy_from_slice(&name.to_be_bytes());
+            sample.plan(&blob).map(|_| ())
+        });
+        assert_eq!(last, Ok(()), "the last name, which is empty");
+        blob[at..at + 4].copy_from_slice(&strings_size.to_be_bytes());
+        assert_eq!(sample.plan(&blob).unwrap_err(), MALFORMED);
+
+        let mut blob = sample.blob();
+        blob[32..36].copy_from_slice(&(strings_size - 1).to_be_bytes());
+        assert_eq!(sample.plan(&blob).unwrap_err(), MALFORMED, "the last name has no end");
+    }
+
     #[test]
     fn a_damaged_tree_is_an_error_and_never_a_panic() {
         let sample = Sample {

@@ -53,6 +53,7 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
                 verbose: args.verbose,
                 gdb: false,
                 oracle: false,
+                replay: false,
                 control: false,
                 timeout: None,
                 label: format!("bench-{name}"),

@@ -1,5 +1,9 @@
-//! `cargo xtask fuzz`: random inputs for as long as one likes.
+//! Random calls and accesses of a hostile host and of real guests in QEMU, beside the specification.
+//!
+//! A program of calls follows from the seed and its number alone.
 
+use super::Target;
+use super::build_machine::SECONDS;
 use crate::boot::{self, Options, Outcome};
 use crate::images::Builder;
 use crate::report::{Check, Fuzzed, Report};
@@ -8,7 +12,6 @@ use crate::toolchain::{Need, Toolchain};
 use crate::tree::Tree;
 use crate::ui::seconds;
 use anyhow::Result;
-use std::path::PathBuf;
 
 /// The scenario whose program plays random calls.
 const SCENARIO: &str = "random-calls-agree-with-the-specification";
@@ -17,62 +20,42 @@ const SLACK: u64 = 120;
 /// A run of a number of calls is given up if it makes fewer a second than this.
 const LEAST_CALLS_A_SECOND: u64 = 100;
 
-/// What is fuzzed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Target {
-    /// Random calls and accesses of a hostile host and of real guests in QEMU, beside the specification.
-    Emulator,
-}
-
-/// Play random calls on the real hypervisor in QEMU, and compare it with the specification after each.
-///
-/// A program of calls follows from the seed and its number alone. At a difference the program's story is printed, with
-/// the words that show it again; the exit status is 0 if there was none.
+/// What only this target understands.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// What to fuzz.
-    #[arg(long, value_enum, default_value = "emulator")]
-    target: Target,
-    /// Stop after this time; 60 if neither time nor calls are given.
-    #[arg(long, value_name = "N")]
-    seconds: Option<u64>,
-    /// Stop after this many calls.
+pub(super) struct Args {
+    /// In QEMU: stop after this many calls.
     #[arg(long, value_name = "N")]
     calls: Option<u64>,
-    /// Seed of the random calls.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    seed: u64,
-    /// Play only the program of this number, as a difference names it.
+    /// In QEMU: play only the program of this number, as a difference names it.
     #[arg(long, value_name = "N")]
     program: Option<u64>,
-    /// Count instructions for time, so that each instruction of the run is the same in every run.
+    /// In QEMU: count instructions for time, so that each instruction of the run is the same in every run.
     #[arg(long)]
     replay: bool,
-    /// RAM of the machine, such as 512M or 16G.
+    /// In QEMU: RAM of the machine, such as 512M or 16G.
     #[arg(long, value_name = "SIZE")]
     memory: Option<String>,
-    /// CPU model: cortex-a53, cortex-a76, max, or another that QEMU knows.
+    /// In QEMU: CPU model: cortex-a53, cortex-a76, max, or another that QEMU knows.
     #[arg(long, value_name = "MODEL")]
     cpu: Option<String>,
-    /// Write the result as JSON.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Print command lines.
-    #[arg(long, short)]
-    verbose: bool,
 }
 
-/// Runs the command.
-pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
-    Report::new("fuzz").around(args.json.as_deref(), |report| match args.target {
-        Target::Emulator => emulator(tree, args, report),
-    })
+impl Args {
+    pub(super) fn is_asked_for(&self) -> bool {
+        self.calls.is_some() || self.program.is_some() || self.replay
+    }
 }
 
-fn emulator(tree: &Tree, args: &Args, report: &mut Report) -> Result<bool> {
+/// Runs this target, if it is wanted.
+pub(super) fn run(tree: &Tree, args: &super::Args, report: &mut Report) -> Result<bool> {
+    if args.wants(Target::Emulator) { play(tree, args, report) } else { Ok(true) }
+}
+
+fn play(tree: &Tree, args: &super::Args, report: &mut Report) -> Result<bool> {
     let mut scenario = Scenario::load(tree, SCENARIO)?;
     scenario.args = program_arguments(args);
-    let by_hand = Overrides { memory: args.memory.clone(), cpu: args.cpu.clone(), smp: Some(1) };
+    let by_hand =
+        Overrides { memory: args.emulator.memory.clone(), cpu: args.emulator.cpu.clone(), smp: Some(1) };
     let machine = scenario.machine(&by_hand);
     let toolchain = Toolchain::ensure(&[Need::Build, Need::Qemu])?;
     report.env = toolchain.environment();
@@ -86,7 +69,7 @@ fn emulator(tree: &Tree, args: &Args, report: &mut Report) -> Result<bool> {
         verbose: args.verbose,
         gdb: false,
         oracle: false,
-        replay: args.replay,
+        replay: args.emulator.replay,
         control: false,
         timeout: Some(time_limit(args)),
         label: "fuzz-emulator".to_owned(),
@@ -95,37 +78,43 @@ fn emulator(tree: &Tree, args: &Args, report: &mut Report) -> Result<bool> {
     let text = std::fs::read_to_string(&outcome.log).unwrap_or_default();
     let fuzzed = Fuzzed::read("emulator", &text, outcome.duration);
     let mut checks = outcome.checks.clone();
-    if let Some(least) = args.calls.filter(|_| args.seconds.is_none() && args.program.is_none()) {
+    if let Some(least) =
+        args.emulator.calls.filter(|_| args.seconds.is_none() && args.emulator.program.is_none())
+    {
         let calls = fuzzed.as_ref().map_or(0, |fuzzed| fuzzed.calls);
         checks.push(Check::new("calls", format!("{least} or more"), calls.to_string(), calls >= least));
     }
     let pass = checks.iter().all(|check| check.pass);
     tell(tree, args, &outcome, &checks, fuzzed.as_ref());
-    report.steps = Some(checks);
+    report.steps.get_or_insert_default().extend(checks);
     report.fuzzed = fuzzed.map(|fuzzed| vec![fuzzed]);
     Ok(pass)
 }
 
 /// The words that the program of the scenario is given.
-fn program_arguments(args: &Args) -> Vec<String> {
-    let seconds = match (args.seconds, args.calls, args.program) {
-        (None, None, None) => Some(60),
+fn program_arguments(args: &super::Args) -> Vec<String> {
+    let seconds = match (args.seconds, args.emulator.calls, args.emulator.program) {
+        (None, None, None) => Some(SECONDS),
         (seconds, ..) => seconds,
     };
-    let words =
-        [("seed", Some(args.seed)), ("calls", args.calls), ("seconds", seconds), ("program", args.program)];
+    let words = [
+        ("seed", Some(args.seed)),
+        ("calls", args.emulator.calls),
+        ("seconds", seconds),
+        ("program", args.emulator.program),
+    ];
     words.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?))).collect()
 }
 
 /// Seconds after which the run has failed.
-fn time_limit(args: &Args) -> u64 {
-    let for_calls = args.calls.map_or(60, |calls| calls / LEAST_CALLS_A_SECOND);
+fn time_limit(args: &super::Args) -> u64 {
+    let for_calls = args.emulator.calls.map_or(SECONDS, |calls| calls / LEAST_CALLS_A_SECOND);
     let work = args.seconds.unwrap_or(for_calls);
     // Counted instructions have their own time, which can be many times slower.
-    (if args.replay { work.saturating_mul(20) } else { work }).saturating_add(SLACK)
+    (if args.emulator.replay { work.saturating_mul(20) } else { work }).saturating_add(SLACK)
 }
 
-fn tell(tree: &Tree, args: &Args, outcome: &Outcome, checks: &[Check], fuzzed: Option<&Fuzzed>) {
+fn tell(tree: &Tree, args: &super::Args, outcome: &Outcome, checks: &[Check], fuzzed: Option<&Fuzzed>) {
     for check in checks.iter().filter(|check| !check.pass) {
         println!("FAIL {}", check.complaint());
     }
@@ -177,7 +166,7 @@ mod tests {
     #[derive(clap::Parser)]
     struct Line {
         #[command(flatten)]
-        args: Args,
+        args: super::super::Args,
     }
 
     fn words(line: &str) -> Vec<String> {
@@ -187,7 +176,7 @@ mod tests {
 
     #[test]
     fn the_program_is_told_what_was_asked_for_and_no_run_is_endless() {
-        assert_eq!(words(""), ["seed=1", "seconds=60"]);
+        assert_eq!(words(""), ["seed=1", "seconds=30"]);
         assert_eq!(words("--seed 7 --seconds 5"), ["seed=7", "seconds=5"]);
         assert_eq!(words("--calls 1000"), ["seed=1", "calls=1000"]);
         assert_eq!(words("--seed 3 --program 9"), ["seed=3", "program=9"]);
