@@ -179,6 +179,10 @@ impl Machine for FuzzMachine {
         self.sim.invalidate_icache();
     }
 
+    fn is_zeros(&self, page: Pfn) -> bool {
+        self.sim.is_zero_page(page.base().as_u64())
+    }
+
     fn run(&self, _id: Stage2Id, context: &mut Context) -> Trap {
         let Some(turn) = lock(&self.script).pop_front() else { return Trap::Irq };
         context.x[..7].copy_from_slice(&turn.x);

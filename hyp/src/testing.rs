@@ -254,10 +254,7 @@ impl Machine for TestMachine {
 
     #[cfg(feature = "oracle")]
     fn is_zeros(&self, page: Pfn) -> bool {
-        let start = page.base().as_u64();
-        (start..start.saturating_add(crate::addr::PAGE_SIZE))
-            .step_by(8)
-            .all(|at| self.sim.load64(at) == 0 && self.sim.load64_uncached(at) == 0)
+        self.sim.is_zero_page(page.base().as_u64())
     }
 
     fn record_memory(&self, pages: Pages<Pfn>) -> Option<NonNull<u8>> {

@@ -241,7 +241,7 @@ impl Deed {
     }
 
     /// Makes all calls, loads and stores of a series.
-    pub fn play(&self, series: &mut Series) -> Result<(), Failure> {
+    pub fn series(&self, series: &mut Series) -> Result<(), Failure> {
         let mut argument = [series.records.as_mut_ptr() as u64, series.count as u64];
         self.file.request_with("DEED_SERIES", deed::SERIES, &mut argument).map(drop)
     }

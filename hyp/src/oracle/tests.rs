@@ -222,7 +222,7 @@ fn a_page_that_a_vm_does_not_get_back_in_time_is_found() {
 fn a_host_that_is_asked_for_pages_that_are_not_shared_is_found() {
     let world = World::new();
     let vm = donated(&world);
-    world.hyp.guest_share_host(vm, guest(0, 2));
+    assert_eq!(world.hyp.guest_share_host(vm, guest(0, 2)), Ok(2));
     let text = report(|| {
         let vm = world.hyp.vms.lock(vm).unwrap();
         let held = Held::only_vm(Some(&vm));

@@ -25,6 +25,7 @@ impl Target {
 
 /// What only these targets understand.
 #[derive(Debug, clap::Args)]
+#[group(id = "on-the-build-machine")]
 pub(super) struct Args {
     /// Play this file once; needs one --target.
     #[arg(long, value_name = "FILE", requires = "target")]

@@ -22,6 +22,7 @@ const LEAST_CALLS_A_SECOND: u64 = 100;
 
 /// What only this target understands.
 #[derive(Debug, clap::Args)]
+#[group(id = "in-the-emulator")]
 pub(super) struct Args {
     /// In QEMU: stop after this many calls.
     #[arg(long, value_name = "N")]

@@ -328,7 +328,7 @@ impl Play<'_> {
         }
         self.series.clear();
         (0..IMAGE_PAGES).for_each(|page| _ = self.series.load((image + page) << 12));
-        self.deed.play(self.series)?;
+        self.deed.series(self.series)?;
         for page in 0..IMAGE_PAGES as usize {
             match self.series.touched(page) {
                 host_programs::deed::Touch::Done(value) if value == 0 || !protected => {}

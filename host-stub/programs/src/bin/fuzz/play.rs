@@ -5,12 +5,11 @@ extern crate alloc;
 
 use alloc::vec::Vec;
 
-use abi::host::HostResult;
-use abi::page::{Permissions, Pool};
-use abi::{Error, HostCall, HostState, VmFlags, VmHandle};
+use abi::VmHandle;
+use abi::page::Pool;
 use guest_stub::protocol::player::WINDOW;
 use guest_stub::protocol::{PAGE_SIZE, RAM_BASE};
-use host_programs::deed::{Answer, Deed, Series, Touch};
+use host_programs::deed::{Deed, Series};
 use host_programs::steps::Steps;
 use host_programs::{Failure, failure, sys};
 use spec::chooser::{Chooser, Dice};
@@ -201,7 +200,7 @@ impl Play<'_> {
                 self.series.store(address, 0);
             }
         }
-        self.deed.play(self.series)
+        self.deed.series(self.series)
     }
 
     /// Plays one program.

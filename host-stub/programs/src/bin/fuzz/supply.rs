@@ -70,7 +70,7 @@ impl Supply {
                 let value = piece.iter().take(8).rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
                 series.store((self.image << 12) + word as u64 * 8, value);
             }
-            deed.play(series)?;
+            deed.series(series)?;
         }
         Ok(())
     }
@@ -82,7 +82,7 @@ impl Supply {
         for page in 0..IMAGE_PAGES {
             series.copy(self.image + page, place + page);
         }
-        deed.play(series)?;
+        deed.series(series)?;
         let copied = (0..IMAGE_PAGES as usize).all(|at| series.copied(at));
         if copied { Ok(place) } else { Err(failure!("the host cannot write pages that are its own")) }
     }

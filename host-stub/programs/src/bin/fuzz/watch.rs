@@ -85,7 +85,7 @@ impl Play<'_> {
             let store = (closely && !open).then(|| self.series.store(address, !0));
             *look = Some(Look { page, state, query, load, store });
         }
-        self.deed.play(self.series)?;
+        self.deed.series(self.series)?;
         looks.into_iter().flatten().try_for_each(|look| self.judge(slot, look))
     }
 
