@@ -1,8 +1,9 @@
 //! ELF files: as the flat bytes that a boot loader puts into memory, and their symbols.
 
 use anyhow::{Context, Result, bail, ensure};
-use object::read::elf::{ElfFile64, ProgramHeader};
-use object::{LittleEndian, Object, ObjectSymbol, elf::PT_LOAD};
+use object::elf::{FileHeader64, PT_LOAD};
+use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
+use object::{LittleEndian, Object, ObjectSymbol};
 use std::collections::HashMap;
 
 /// An image that spans more than this is a mistake in a linker script.
@@ -32,6 +33,26 @@ pub(crate) fn flatten(elf: &[u8]) -> Result<Vec<u8>> {
         flat[start..end].copy_from_slice(data);
     }
     Ok(flat)
+}
+
+/// Cuts off what no loader reads: sections, with them symbols and what debuggers want. Program headers and
+/// segments stay where they are.
+pub(crate) fn without_sections(mut elf: Vec<u8>) -> Result<Vec<u8>> {
+    /// Fields of the file header: `e_shoff`, and `e_shnum` with `e_shstrndx` behind it (ELF-64, figure 2).
+    const SECTION_FIELDS: [std::ops::Range<usize>; 2] = [0x28..0x30, 0x3c..0x40];
+    let header = FileHeader64::<LittleEndian>::parse(&*elf).context("not an ELF file for this machine")?;
+    let segments = header.program_headers(LittleEndian, &*elf).context("no program headers")?;
+    let headers_end = header.e_phoff(LittleEndian).saturating_add(size_of_val(segments) as u64);
+    let ends = segments
+        .iter()
+        .map(|segment| segment.p_offset(LittleEndian).saturating_add(segment.p_filesz(LittleEndian)));
+    let end = usize::try_from(ends.max().unwrap_or(0).max(headers_end))?;
+    ensure!(end <= elf.len(), "a segment is beyond the end of the file");
+    elf.truncate(end);
+    for field in SECTION_FIELDS {
+        elf.get_mut(field).context("shorter than an ELF header")?.fill(0);
+    }
+    Ok(elf)
 }
 
 /// Returns all symbols with their values.
@@ -90,6 +111,19 @@ mod tests {
     fn segments_lie_at_their_physical_distance_and_bss_is_left_out() {
         let elf = elf_with(&[(0x4200_0010, b"BB", 0x1000), (0x4200_0000, b"AAAA", 4)]);
         assert_eq!(flatten(&elf).unwrap(), b"AAAA\0\0\0\0\0\0\0\0\0\0\0\0BB");
+    }
+
+    #[test]
+    fn a_program_without_sections_has_all_that_is_loaded() {
+        let whole = elf_with(&[(0x1000, b"code", 4), (0x2000, b"data", 16)]);
+        let mut with_more = whole.clone();
+        with_more.extend_from_slice(&[7; 512]);
+        with_more[0x28..0x30].copy_from_slice(&(whole.len() as u64).to_le_bytes());
+        with_more[0x3a..0x3e].copy_from_slice(&[64, 0, 8, 0]);
+        let cut = without_sections(with_more).unwrap();
+        assert_eq!(cut.len(), whole.len());
+        assert_eq!(flatten(&cut).unwrap(), flatten(&whole).unwrap());
+        assert!(without_sections(b"not an ELF file".to_vec()).is_err());
     }
 
     #[test]

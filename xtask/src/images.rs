@@ -115,7 +115,8 @@ impl<'a> Builder<'a> {
         ramdisk.directory("bin");
         let programs = built.of(PROGRAMS);
         for (name, path) in &programs {
-            ramdisk.file(&format!("bin/{name}"), &std::fs::read(path)?);
+            let program = elf::without_sections(std::fs::read(path)?)?;
+            ramdisk.file(&format!("bin/{name}"), &program);
         }
         ramdisk.directory("guests");
         for (name, path) in built.of(GUESTS) {
