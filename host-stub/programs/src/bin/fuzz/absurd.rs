@@ -8,6 +8,7 @@ use host_programs::{Failure, failure};
 use spec::state::Phase;
 
 use crate::play::{P, Play, V};
+use crate::tell::Deed;
 
 /// A slot of which no VM is made here.
 const NO_SLOT: u8 = 201;
@@ -17,8 +18,8 @@ const NO_PAGE: u64 = 1 << 36;
 impl Play<'_> {
     /// A host's call with at least one word that nothing can make right.
     pub(crate) fn absurd_host_call(&mut self) -> Result<(), Failure> {
-        self.tale.calls += 1;
         let words = self.absurd_words();
+        self.tale.note(Deed::AbsurdHost(words));
         let before = self.state;
         let answer = self.deed.answer(words)?;
         let known = CALLS.iter().any(|call| u64::from(call.number) == words[0]);
@@ -95,7 +96,6 @@ impl Play<'_> {
         if self.state.vms[usize::from(vm)].phase != Phase::Live {
             return Ok(());
         }
-        self.tale.calls += 1;
         let protected = self.state.vms[usize::from(vm)].protected;
         let dice = &mut self.chooser.dice;
         let (a, b, c) = (dice.next(), dice.next(), dice.next());
@@ -109,6 +109,7 @@ impl Play<'_> {
             _ => ([memory_call, inside, 1 << 40 | b, 0], INVALID_PARAMETER),
         };
         let expected = if protected { expected } else { NOT_SUPPORTED };
+        self.tale.note(Deed::AbsurdGuest { vm, words: command });
         let before = self.state;
         let exit = self.enter(vm, vcpu, command)?;
         match exit {

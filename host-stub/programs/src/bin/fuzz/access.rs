@@ -9,6 +9,7 @@ use spec::{Call, Outcome, Run};
 
 use crate::guest::Act;
 use crate::play::{G, P, Play, V};
+use crate::tell::Deed;
 use crate::watch::CODE_SLOT;
 
 impl Play<'_> {
@@ -70,8 +71,8 @@ impl Play<'_> {
         for _ in 0..2 {
             let act = Act::Load { gfn };
             let Some(vcpu) = self.vcpu_for(vm, act) else { return Ok(()) };
-            self.tale.calls += 1;
             let outcome = self.act(vm, act)?;
+            self.tale.note(Deed::Access { vm, act, outcome });
             let (slot, _) = self.touch_of(vm, vcpu)?;
             let expected = match self.page_of(vm, gfn) {
                 Some(page) => Outcome::Done(self.content[page][slot]),
@@ -109,8 +110,8 @@ impl Play<'_> {
         {
             return Ok(());
         }
-        self.tale.calls += 1;
         let outcome = self.act(vm, act)?;
+        self.tale.note(Deed::Access { vm, act, outcome });
         if outcome != expected {
             return Err(failure!(
                 "a fetch of VM {vm} at guest page {gfn} came to {outcome:x?}, and should to {expected:x?}"
@@ -121,6 +122,7 @@ impl Play<'_> {
                 return Err(failure!("no page for a guest's code"));
             }
             let outcome = self.act(vm, act)?;
+            self.tale.note(Deed::Access { vm, act, outcome });
             if outcome != Outcome::Done(0) {
                 return Err(failure!(
                     "a fetch of VM {vm} at guest page {gfn} that is there came to {outcome:x?}"

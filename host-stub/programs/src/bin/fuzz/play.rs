@@ -134,9 +134,9 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
         play.supply.window() << 12
     ));
     let (programs, outcome) = play.programs(wish, steps);
-    let seconds = (sys::now() - play.began) / NANOSECONDS;
+    let nanoseconds = sys::now() - play.began;
     steps.tell(format_args!(
-        "FUZZ seed={} programs={programs} calls={} aborts={} pairs={} seconds={seconds}",
+        "FUZZ seed={} programs={programs} calls={} aborts={} pairs={} nanoseconds={nanoseconds}",
         wish.seed,
         play.tale.calls,
         play.aborts,
@@ -152,7 +152,10 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
             steps.tell(format_args!("Program {programs} of seed {} went so:", wish.seed));
             play.tale.tell_story(steps);
             steps.tell(format_args!("and then: {difference}"));
-            steps.tell(format_args!("To see it again: seed={} program={programs}", wish.seed));
+            steps.tell(format_args!(
+                "To see it again: cargo xtask fuzz --seed {} --program {programs}",
+                wish.seed
+            ));
         }
     }
     steps.check("hypervisor-and-specification-agree", "yes", observed, outcome.is_ok());
@@ -164,9 +167,6 @@ impl Play<'_> {
     fn programs(&mut self, wish: Wish, steps: &Steps) -> (u64, Result<(), Failure>) {
         let mut number = wish.program.unwrap_or(0);
         let mut told = self.began;
-        if let Err(failure) = self.enter_window() {
-            return (number, Err(failure));
-        }
         loop {
             if let Err(difference) = self.program(wish.seed, number) {
                 return (number, Err(difference));
@@ -189,7 +189,7 @@ impl Play<'_> {
         }
     }
 
-    /// Makes what is in the window known.
+    /// Makes what is in the window known, whatever earlier programs have left there.
     fn enter_window(&mut self) -> Result<(), Failure> {
         self.world.pfn = self.supply.window();
         self.content = [[0; OFFSETS.len()]; P];
@@ -210,8 +210,8 @@ impl Play<'_> {
         // The first numbers of neighbouring starts are alike.
         (0..8).for_each(|_| _ = self.chooser.dice.next());
         self.state = State::new();
-        // What earlier programs have left in the pages, the host knows.
         self.state.pages.iter_mut().for_each(|page| page.content = Content::Known);
+        self.enter_window()?;
         self.handles = [None; V];
         self.tale.begin();
         self.turn = 0;
@@ -311,7 +311,7 @@ impl Play<'_> {
                 _ => None,
             };
             let (expected, next) = step(&self.world, &self.state, call, lack);
-            self.tale.note(call, real);
+            self.tale.note_call(call, real);
             if real != expected {
                 return Err(failure!("{call:?} came to {real:?}, and the specification says {expected:?}"));
             }
@@ -381,7 +381,6 @@ impl Play<'_> {
         }
         if lost {
             self.supply.next_window()?;
-            self.enter_window()?;
         }
         Ok(())
     }

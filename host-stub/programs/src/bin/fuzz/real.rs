@@ -113,7 +113,8 @@ impl Play<'_> {
                     Pool::from_word(second).ok_or_else(|| failure!("there is no pool {second}"))?,
                 )
             }
-            Err(error) => Outcome::Refused(error),
+            Err(error) if [first, second] == [0; 2] => Outcome::Refused(error),
+            Err(error) => return Err(failure!("{error:?}, and x2 {first:#x}, x3 {second:#x}")),
         })
     }
 

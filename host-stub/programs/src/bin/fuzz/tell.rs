@@ -4,12 +4,40 @@ use host_programs::steps::Steps;
 use spec::call::{CALLS, OUTCOMES};
 use spec::{Call, Outcome};
 
+use crate::guest::Act;
+
 /// Calls of one program that are remembered: all of them, unless guests need their pages again and again.
 const REMEMBERED: usize = 512;
 
+/// Something that was done.
+#[derive(Clone, Copy, Debug)]
+#[expect(dead_code, reason = "the fields are read by Debug, where the story is told")]
+pub(crate) enum Deed {
+    /// A call of the specification.
+    Call(Call, Outcome),
+    /// Another access of a guest.
+    Access {
+        /// The VM.
+        vm: u8,
+        /// What it did.
+        act: Act,
+        /// What came of it.
+        outcome: Outcome,
+    },
+    /// An absurd call of the host.
+    AbsurdHost([u64; 7]),
+    /// An absurd call of a guest.
+    AbsurdGuest {
+        /// The VM.
+        vm: u8,
+        /// Its x0 to x3.
+        words: [u64; 4],
+    },
+}
+
 /// The story and the counts.
 pub(crate) struct Tale {
-    story: [Option<(Call, Outcome)>; REMEMBERED],
+    story: [Option<Deed>; REMEMBERED],
     length: usize,
     pairs: [[u32; OUTCOMES.len()]; CALLS.len()],
     /// Calls of all programs, those about absurd words and other loads and fetches of guests among them.
@@ -26,11 +54,16 @@ impl Tale {
         self.length = 0;
     }
 
-    /// A call was made.
-    pub(crate) fn note(&mut self, call: Call, outcome: Outcome) {
-        self.story[self.length % REMEMBERED] = Some((call, outcome));
+    /// Something was done.
+    pub(crate) fn note(&mut self, deed: Deed) {
+        self.story[self.length % REMEMBERED] = Some(deed);
         self.length += 1;
         self.calls += 1;
+    }
+
+    /// A call of the specification was made.
+    pub(crate) fn note_call(&mut self, call: Call, outcome: Outcome) {
+        self.note(Deed::Call(call, outcome));
         self.pairs[call.kind()][outcome.kind()] += 1;
     }
 
@@ -42,8 +75,12 @@ impl Tale {
     /// Prints the calls of the program, oldest first.
     pub(crate) fn tell_story(&self, steps: &Steps) {
         for at in self.length.saturating_sub(REMEMBERED)..self.length {
-            if let Some((call, outcome)) = self.story[at % REMEMBERED] {
-                steps.tell(format_args!("  {}: {call:?} -> {outcome:?}", at + 1));
+            match self.story[at % REMEMBERED] {
+                Some(Deed::Call(call, outcome)) => {
+                    steps.tell(format_args!("  {}: {call:?} -> {outcome:?}", at + 1));
+                }
+                Some(other) => steps.tell(format_args!("  {}: {other:x?}", at + 1)),
+                None => {}
             }
         }
     }
