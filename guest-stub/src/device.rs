@@ -71,6 +71,12 @@ impl Device {
         self.command(Command::Check, &[expected, observed]);
     }
 
+    /// Reports an operation that the guest has counted.
+    pub fn row(&mut self, operation: &str, least: u64, sum: u64, runs: u64) {
+        self.text(format_args!("{operation}"));
+        self.command(Command::Row, &[least, sum, runs]);
+    }
+
     /// Reports why the guest gives up.
     pub fn give_up(&mut self, why: fmt::Arguments<'_>) {
         self.text(why);

@@ -45,6 +45,9 @@ pub enum Command {
     Check = 3,
     /// The text says why the guest gives up.
     Panic = 4,
+    /// The text names an operation that the guest has counted: data words are the instructions of the
+    /// cheapest run, of all runs, and the number of runs.
+    Row = 5,
 }
 
 impl Command {
@@ -55,6 +58,7 @@ impl Command {
             2 => Some(Self::Say),
             3 => Some(Self::Check),
             4 => Some(Self::Panic),
+            5 => Some(Self::Row),
             _ => None,
         }
     }
@@ -191,7 +195,7 @@ mod tests {
 
     #[test]
     fn commands_and_phases_survive_their_words() {
-        for command in [Command::Phase, Command::Say, Command::Check, Command::Panic] {
+        for command in [Command::Phase, Command::Say, Command::Check, Command::Panic, Command::Row] {
             assert_eq!(Command::from_word(command as u64), Some(command));
         }
         for word in 1..=8 {

@@ -188,7 +188,8 @@ impl<'a> Start<'a> {
             true => format!("{cpu},cntfrq=1000000000"),
             false => cpu.to_owned(),
         };
-        if self.scenario.counted {
+        if counts || self.scenario.counted {
+            // One nanosecond of virtual time an instruction, so that time tells instructions.
             command.args(["-icount", "shift=0,sleep=off,align=off"]);
         }
         command.args(["-machine", &board, "-cpu", &cpu, "-smp", &self.machine.smp.to_string()]);
@@ -204,10 +205,6 @@ impl<'a> Start<'a> {
             format!("guest-loader,addr={:#x},kernel={},bootargs={args}", boot.host, file(&self.images.host));
         let ramdisk = format!("guest-loader,addr={:#x},initrd={}", boot.ramdisk, file(&self.images.ramdisk));
         command.args(["-device", &host, "-device", &ramdisk]);
-        if counts {
-            // One nanosecond of virtual time an instruction, so that time tells instructions.
-            command.args(["-icount", "shift=0,sleep=off"]);
-        }
         if gdb {
             command.args(["-S", "-gdb", "tcp:localhost:1234"]);
         }

@@ -41,6 +41,31 @@ pub fn hvc(x: [u64; 7]) -> [u64; 4] {
     [x0, x1, x2, x3]
 }
 
+/// HVC #0 with x0 to x6, between two reads of the virtual counter; returns their difference and x0 to x3.
+pub fn timed_hvc(x: [u64; 7]) -> (u64, [u64; 4]) {
+    let [mut x0, mut x1, mut x2, mut x3, x4, x5, x6] = x;
+    let (begin, end): (u64, u64);
+    // SAFETY: as for `hvc`; the counter changes nothing.
+    unsafe {
+        asm!("mrs {begin}, cntvct_el0", "hvc #0", "mrs {end}, cntvct_el0",
+             begin = out(reg) begin, end = out(reg) end,
+             inout("x0") x0, inout("x1") x1, inout("x2") x2, inout("x3") x3,
+             in("x4") x4, in("x5") x5, in("x6") x6, options(nostack))
+    };
+    (end.wrapping_sub(begin), [x0, x1, x2, x3])
+}
+
+/// STR of 8 zero bytes, between two reads of the virtual counter; returns their difference.
+pub fn timed_store64(address: u64) -> u64 {
+    let (begin, end): (u64, u64);
+    // SAFETY: as for the other stores.
+    unsafe {
+        asm!("mrs {begin}, cntvct_el0", "str xzr, [{address}]", "mrs {end}, cntvct_el0",
+             begin = out(reg) begin, end = out(reg) end, address = in(reg) address, options(nostack))
+    };
+    end.wrapping_sub(begin)
+}
+
 /// HVC #1, which is no call.
 pub fn hvc_immediate_1(function: u32) -> u64 {
     let mut x0 = u64::from(function);

@@ -222,6 +222,11 @@ impl Machine {
                 steps.equal_hex(&doorbell.text, first, second);
                 None
             }
+            Some(Command::Row) => {
+                let [least, sum, runs, ..] = doorbell.data;
+                steps.row(&doorbell.text, least, sum, runs);
+                None
+            }
             Some(Command::Panic) => {
                 steps.check("guest-goes-on", "yes", &doorbell.text, false);
                 Some(Event::GaveUp)

@@ -146,6 +146,14 @@ impl Mapping {
         arch::probe_load(self.address(offset))
     }
 
+    /// Loads 8 bytes and returns the ticks of the virtual counter that it took. Only where the kernel provides
+    /// the page: a signal is counted as what it is.
+    pub fn timed_load(&self, offset: u64) -> u64 {
+        assert!(offset < self.length, "a load outside its mapping");
+        // SAFETY: the address is in this mapping; if its page cannot be had the program ends.
+        unsafe { arch::timed_load(self.address(offset)) }
+    }
+
     /// Stores 8 bytes.
     pub fn store(&self, offset: u64, value: u64) -> Result<(), Signal> {
         assert!(offset < self.length, "a store outside its mapping");

@@ -110,6 +110,30 @@ pub unsafe fn probe_store(address: u64, value: u64) -> Result<(), Signal> {
     }
 }
 
+/// Loads 8 bytes between two reads of the virtual counter; returns their difference.
+///
+/// # Safety
+///
+/// The address is in a mapping, in a page that the kernel provides.
+pub unsafe fn timed_load(address: u64) -> u64 {
+    let (begin, end): (u64, u64);
+    // SAFETY: the load is the caller's claim; the counter changes nothing.
+    unsafe {
+        asm!("mrs {begin}, cntvct_el0", "ldr {value}, [{address}]", "mrs {end}, cntvct_el0",
+             begin = out(reg) begin, end = out(reg) end, value = out(reg) _, address = in(reg) address,
+             options(nostack))
+    };
+    end.wrapping_sub(begin)
+}
+
+/// What the virtual counter reads.
+pub fn counter() -> u64 {
+    let count: u64;
+    // SAFETY: reads a counter. Without `nomem`, so that it keeps its place among system calls.
+    unsafe { asm!("mrs {}, cntvct_el0", out(reg) count, options(nostack)) };
+    count
+}
+
 /// A system call.
 ///
 /// # Safety

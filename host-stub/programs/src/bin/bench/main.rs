@@ -17,7 +17,11 @@ mod code;
 #[cfg(target_os = "none")]
 mod entries;
 #[cfg(target_os = "none")]
+mod guests;
+#[cfg(target_os = "none")]
 mod host;
+#[cfg(target_os = "none")]
+mod memfd;
 #[cfg(target_os = "none")]
 mod run;
 

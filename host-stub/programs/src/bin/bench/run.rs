@@ -6,7 +6,7 @@ use host_programs::failure;
 use host_programs::play::{Entry, What, play};
 use host_programs::steps::Steps;
 
-use crate::{entries, host};
+use crate::{entries, guests, host, memfd};
 
 /// Runs what the arguments name.
 pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure> {
@@ -20,7 +20,9 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
             host::calls(&deed, steps)?;
             host::guests_memory(&deed, steps)?;
             host::blocks(&deed, "-", steps)?;
-            entries::rows(&deed, steps)
+            entries::rows(&deed, steps)?;
+            guests::rows(steps)?;
+            memfd::rows(steps)
         }
         _ => Err(failure!("which part?")),
     }
