@@ -379,6 +379,18 @@ impl HostCall {
         })
     }
 
+    /// Whether only test builds serve it.
+    pub const fn is_test(&self) -> bool {
+        matches!(
+            self,
+            Self::TestPage { .. }
+                | Self::TestCensus
+                | Self::TestPin { .. }
+                | Self::TestUnpin { .. }
+                | Self::TestCounters
+        )
+    }
+
     /// The values of x0 to x6.
     pub fn encode(self) -> [u64; CALL_WORDS] {
         let (number, arguments): (u32, [u64; CALL_WORDS - 1]) = match self {

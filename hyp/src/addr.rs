@@ -156,6 +156,12 @@ frame!(
 );
 
 impl Pfn {
+    /// Address of its word `index`, counted from 0 and modulo 512.
+    pub const fn word(self, index: u64) -> PhysAddr {
+        // The page leaves the low 12 bits free, and the mask keeps to them.
+        PhysAddr(self.0 << PAGE_SHIFT | (index << 3 & (PAGE_SIZE - 8)))
+    }
+
     /// The same number as a page of the host's intermediate physical space.
     pub const fn identity(self) -> Gfn {
         Gfn(self.0)

@@ -11,7 +11,7 @@ use crate::ownership::query::{AbortAnswer, AuditError, Census};
 use crate::ownership::{Host, HypSpace, TOPUP_RESERVE};
 use crate::pgtable::hyp_stage1::{HypStage1, Mapped, Rights, VA_BITS};
 use crate::pgtable::stage2::{Entry, Owner, Page, Sharing, Side, Stage2};
-use crate::pgtable::{Level, Table};
+use crate::pgtable::{Level, Regime, Table};
 use crate::pool::PagePool;
 use crate::pool::records::Records;
 use crate::sync::{AtomicBool, AtomicU64, Lock, Mutex, Ordering};
@@ -293,8 +293,19 @@ fn fill_host<M: Machine>(
     let mut next = 0;
     while next < table.input_end() {
         let (pages, entry) = host_part(setup, next, table.input_end());
-        put(machine, table, pages, pages.start().as_u64(), entry, pool)?;
-        next = pages.end();
+        // Most of the space is whole entries of the root; only what is left at the edges needs the walker.
+        table.fill_root(machine, pages, entry);
+        let (start, end, whole) = (pages.start().as_u64(), pages.end(), Level::ONE.pages());
+        let from = start.next_multiple_of(whole).min(end);
+        let to = (end / whole).saturating_mul(whole).max(from);
+        for (edge, edge_end) in [(start, from), (to, end)] {
+            if let Some(edge) = Pages::<Gfn>::from_raw(edge, edge_end.saturating_sub(edge)) {
+                let first = edge.start().as_u64();
+                let entry = table.regime().advance(entry, first.saturating_sub(start));
+                put(machine, table, edge, first, entry, pool)?;
+            }
+        }
+        next = end;
     }
     Ok(())
 }
@@ -364,7 +375,7 @@ fn fill_hyp<M: Machine>(
 }
 
 /// Says `first` of the first page and what follows from it of the others, in the largest blocks that fit.
-fn put<M: Machine, R: crate::pgtable::Regime + Copy>(
+fn put<M: Machine, R: Regime + Copy>(
     machine: &M,
     table: &mut Table<R>,
     pages: Pages<R::Input>,

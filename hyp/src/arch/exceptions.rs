@@ -124,14 +124,18 @@ extern "C" fn host_hvc(frame: &mut Frame, esr: u64) {
 #[inline(never)]
 fn serve(frame: &mut Frame, named: usize) {
     let [x0, x1, x2, x3, x4, x5, x6, ..] = frame.x;
-    match boot::hypervisor().host_call(this_cpu(), &[x0, x1, x2, x3, x4, x5, x6]) {
+    // By reference: a result is ten words, and copying it would cost more than the entry.
+    match &boot::hypervisor().host_call(this_cpu(), &[x0, x1, x2, x3, x4, x5, x6]) {
         HostReply::NotSupported => not_supported(frame),
         HostReply::Done(result) => {
-            let named = if result.outcome.is_ok() { named } else { NAMED_BY_REFUSAL };
-            let [status, values @ ..] = &mut frame.x;
-            *status = smccc::SUCCESS;
-            for (register, value) in values.iter_mut().zip(result.to_words()).take(named) {
-                *register = value;
+            let (error, named) = match result.outcome {
+                Ok(()) => (0, named),
+                Err(error) => (error.to_word(), NAMED_BY_REFUSAL),
+            };
+            let [status, outcome, values @ ..] = &mut frame.x;
+            (*status, *outcome) = (smccc::SUCCESS, error);
+            for (register, value) in values.iter_mut().zip(&result.values).take(named.saturating_sub(1)) {
+                *register = *value;
             }
         }
     }

@@ -28,14 +28,16 @@ impl<M: Machine> Hypervisor<M> {
     pub fn host_call(&self, cpu: usize, words: &[u64; CALL_WORDS]) -> HostReply {
         self.counters.host_calls.fetch_add(1, Ordering::Relaxed);
         match HostCall::decode(words) {
-            Ok(call) => self.serve_host(cpu, call),
+            Ok(call) if call.is_test() && !cfg!(feature = "test-calls") => HostReply::NotSupported,
+            Ok(call) => HostReply::Done(self.serve_host(cpu, call)),
             Err(DecodeError::UnknownFunction) => HostReply::NotSupported,
             Err(DecodeError::BadArgument(error)) => HostReply::Done(HostResult::refused(error)),
         }
     }
 
-    fn serve_host(&self, cpu: usize, call: HostCall) -> HostReply {
-        HostReply::Done(match call {
+    #[inline]
+    fn serve_host(&self, cpu: usize, call: HostCall) -> HostResult {
+        match call {
             HostCall::Version => self.version(),
             HostCall::PoolTopUp { pool, pfn, pages } => {
                 with_pages(pfn, pages, |pages| super::pages(self.pool_top_up(pool, pages)))
@@ -79,8 +81,8 @@ impl<M: Machine> Hypervisor<M> {
             | HostCall::TestCensus
             | HostCall::TestPin { .. }
             | HostCall::TestUnpin { .. }
-            | HostCall::TestCounters => return self.serve_test(call),
-        })
+            | HostCall::TestCounters => self.serve_test(call),
+        }
     }
 
     fn version(&self) -> HostResult {
@@ -110,7 +112,7 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Calls of test builds: they only look, but for pins.
     #[cfg(feature = "test-calls")]
-    fn serve_test(&self, call: HostCall) -> HostReply {
+    fn serve_test(&self, call: HostCall) -> HostResult {
         use crate::pgtable::stage2::{Entry, Owner};
         use abi::HostState;
         use abi::page::OwnerKind;
@@ -119,7 +121,7 @@ impl<M: Machine> Hypervisor<M> {
             Some(page) => f(page),
             None => HostResult::refused(Error::Invalid),
         };
-        HostReply::Done(match call {
+        match call {
             HostCall::TestPage { pfn } => with_page(pfn, &|page| {
                 let host = self.host.lock();
                 let hyp = self.hyp.lock();
@@ -160,13 +162,13 @@ impl<M: Machine> Hypervisor<M> {
                     read(&self.counters.guest_entries),
                 ])
             }
-        })
+        }
     }
 
-    /// Release builds have no such calls.
+    /// Release builds have no such calls: `host_call` has said so.
     #[cfg(not(feature = "test-calls"))]
-    fn serve_test(&self, _call: HostCall) -> HostReply {
-        HostReply::NotSupported
+    fn serve_test(&self, _call: HostCall) -> HostResult {
+        HostResult::refused(Error::Permission)
     }
 }
 

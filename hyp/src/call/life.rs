@@ -23,6 +23,7 @@ const PAGES_PER_CALL: u64 = 16;
 
 impl<M: Machine> Hypervisor<M> {
     /// Makes a VM over two pages of the host that become its root tables.
+    #[inline(never)]
     pub(crate) fn vm_create(&self, flags: VmFlags, root: u64) -> HostResult {
         let root = match root_pages(root) {
             Ok(root) => root,
@@ -46,6 +47,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Makes a vCPU.
+    #[inline(never)]
     pub(crate) fn vcpu_create(&self, vm: VmHandle, vcpu: u64) -> HostResult {
         let Some(result) = self.with_vm(vm, |vm| vm.add_vcpu(&self.records, vcpu)) else {
             return HostResult::refused(Error::NoEntry);
@@ -58,6 +60,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Begins the end of a VM.
+    #[inline(never)]
     pub(crate) fn vm_teardown_start(&self, vm: VmHandle) -> HostResult {
         let mut guard = self.vms.lock(vm);
         let watch = Watch::begin(self, Asked::TeardownStart(vm), Held::only_vm(guard.as_deref()));
@@ -68,6 +71,7 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Gives back the pages that the host gave for a VM's tables, some each time; at the last the VM and its
     /// handle are gone. Returns the number of pages and how many are left.
+    #[inline(never)]
     pub(crate) fn vm_teardown_finish(&self, handle: VmHandle) -> HostResult {
         let mut host = self.host.lock();
         let mut hyp = self.hyp.lock();

@@ -1,6 +1,9 @@
 //! Each transition of ownership with the locks that it takes, in the order `host`, `hyp`, VM, and with the
 //! kind and phase of the VM that it is for.
 //!
+//! Each stays a function of its own in the image too, so that the dispatcher saves and restores little for the
+//! cheapest of them.
+//!
 //! Every function does one chunk and returns its pages: the caller's caller comes again for the rest.
 
 use crate::Hypervisor;
@@ -17,6 +20,7 @@ use abi::page::{Permissions, Pool};
 
 impl<M: Machine> Hypervisor<M> {
     /// Lends a chunk of the host's pages to the hypervisor.
+    #[inline(never)]
     pub fn host_share_hyp(&self, pages: Pages<Pfn>) -> Result<u64, Error> {
         self.with_host_and_hyp(Asked::ShareHyp(pages), |host, hyp| {
             share::host_with_hyp(&self.machine, &self.memory, host, hyp, pages)
@@ -24,6 +28,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Takes a chunk back from the hypervisor.
+    #[inline(never)]
     pub fn host_unshare_hyp(&self, pages: Pages<Pfn>) -> Result<u64, Error> {
         self.with_host_and_hyp(Asked::UnshareHyp(pages), |host, hyp| {
             share::host_unshare_hyp(&self.machine, &self.memory, host, hyp, pages)
@@ -47,6 +52,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Gives a chunk of the host's pages to the hypervisor's pool of tables, or its heap of records.
+    #[inline(never)]
     pub fn pool_top_up(&self, pool: Pool, pages: Pages<Pfn>) -> Result<u64, Error> {
         self.with_host_and_hyp(Asked::PoolTopUp(pool, pages), |host, hyp| {
             let draw = match pool {
@@ -70,6 +76,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Gives a chunk of the host's pages to a VM for its tables.
+    #[inline(never)]
     pub fn vm_top_up(&self, vm: VmHandle, pages: Pages<Pfn>) -> Result<u64, Error> {
         let mut host = self.host.lock();
         let mut hyp = self.hyp.lock();
@@ -92,6 +99,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Gives a chunk of the host's pages to a protected guest.
+    #[inline(never)]
     pub fn host_donate_guest(&self, vm: VmHandle, pfns: Pages<Pfn>, gfns: Pages<Gfn>) -> Result<u64, Error> {
         self.with_host_and_guest(Asked::DonateGuest(vm, pfns, gfns), vm, Want::Protected, |host, guest| {
             donate::host_to_guest(&self.machine, &self.memory, host, guest, pfns, gfns)
@@ -99,6 +107,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Lends a chunk of the host's pages to a guest that is not protected.
+    #[inline(never)]
     pub fn host_share_guest(
         &self,
         vm: VmHandle,
@@ -117,6 +126,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Takes a chunk back from a guest that is not protected, alive or dying.
+    #[inline(never)]
     pub fn host_unshare_guest(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Result<u64, Error> {
         self.with_host_and_guest(
             Asked::UnshareGuest(vm, gfns),
@@ -127,6 +137,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Takes a chunk back from a protected guest that is dying.
+    #[inline(never)]
     pub fn host_reclaim_guest(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Result<u64, Error> {
         self.with_host_and_guest(Asked::ReclaimGuest(vm, gfns), vm, Want::ProtectedDying, |host, guest| {
             reclaim::from_dying(&self.machine, host, guest, gfns)
@@ -134,6 +145,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Shares a chunk of a guest's pages with the host.
+    #[inline(never)]
     pub fn guest_share_host(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Result<u64, Error> {
         self.with_host_and_guest(Asked::Share(vm, gfns), vm, Want::Protected, |host, guest| {
             guest::share_host(&self.machine, host, guest, gfns)
@@ -141,6 +153,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Takes a chunk of shared pages back from the host.
+    #[inline(never)]
     pub fn guest_unshare_host(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Result<u64, Error> {
         self.with_host_and_guest(Asked::Unshare(vm, gfns), vm, Want::Protected, |host, guest| {
             guest::unshare_host(&self.machine, host, guest, gfns)
@@ -148,6 +161,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Gives a chunk of a guest's pages back to the host, wiped.
+    #[inline(never)]
     pub fn guest_relinquish(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Result<u64, Error> {
         self.with_host_and_guest(Asked::Relinquish(vm, gfns), vm, Want::Protected, |host, guest| {
             guest::relinquish(&self.machine, host, guest, gfns)

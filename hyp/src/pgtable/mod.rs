@@ -16,6 +16,7 @@ pub mod stage2;
 use crate::addr::{Frame, Pages, Pfn, PhysAddr};
 use crate::machine::Machine;
 use crate::pool::PagePool;
+use core::cell::Cell;
 
 /// Entries of a table.
 pub const ENTRIES: u64 = 512;
@@ -55,6 +56,11 @@ impl Level {
 
     const fn frame_shift(self) -> u32 {
         INDEX_BITS.saturating_mul(3u32.saturating_sub(self.0))
+    }
+
+    /// Number of the first page that an entry of this level speaks for, if it speaks for this one.
+    const fn first_of(self, frame: u64) -> u64 {
+        frame & !(self.pages().saturating_sub(1))
     }
 
     const fn next(self) -> Self {
@@ -114,6 +120,21 @@ struct Place {
     word: u64,
 }
 
+/// A table that a walk ended in.
+#[derive(Clone, Copy, Debug)]
+struct LastTable {
+    level: Level,
+    /// log2 of the pages that the table speaks for, and which run of so many that is.
+    span: u32,
+    run: u64,
+    table: Pfn,
+}
+
+impl LastTable {
+    /// No run has this number.
+    const NONE: Self = Self { level: Level::THREE, span: INDEX_BITS, run: u64::MAX, table: ZERO_PFN };
+}
+
 /// A tree of translation tables.
 #[derive(Debug)]
 pub struct Table<R> {
@@ -121,13 +142,17 @@ pub struct Table<R> {
     start: Level,
     frame_bits: u32,
     regime: R,
+    /// Where the last walk ended: check, reserve and commit of one transition look at the same entries. It holds
+    /// as long as the table stays linked, so whoever unlinks one forgets it.
+    last: Cell<LastTable>,
 }
 
 impl<R: Regime> Table<R> {
     /// Takes over a tree whose root starts at `root`. `input_bits` is the width of an input address; what it
     /// has beyond the start level's own 9 bits makes the root a concatenation of tables.
     pub fn new(root: Pfn, start: Level, input_bits: u32, regime: R) -> Self {
-        Self { root, start, frame_bits: input_bits.saturating_sub(crate::addr::PAGE_SHIFT), regime }
+        let frame_bits = input_bits.saturating_sub(crate::addr::PAGE_SHIFT);
+        Self { root, start, frame_bits, regime, last: Cell::new(LastTable::NONE) }
     }
 
     /// First page of the root.
@@ -230,8 +255,10 @@ impl<R: Regime> Table<R> {
         if place.level < Level::THREE && !is_table(place.word, place.level) {
             self.replace(machine, region, place.at, 1, place.level, &entry_of);
         } else {
-            let Some(leaf) = self.place(machine, start, Level::THREE) else {
-                crate::broken("a table lost its input space");
+            let leaf = if place.level == Level::THREE {
+                place
+            } else {
+                self.place(machine, start, Level::THREE).unwrap_or(place)
             };
             if leaf.level != Level::THREE || region.count() > rest_of_region(start) {
                 crate::broken("a region is more than one last-level table");
@@ -288,6 +315,21 @@ impl<R: Regime> Table<R> {
         machine.publish();
     }
 
+    /// Says what follows from `first` of every whole entry of the root that lies in these pages, and of nothing
+    /// else: for a new root, which no walker has seen and below which there is no table yet.
+    pub fn fill_root<M: Machine>(&self, machine: &M, pages: Pages<R::Input>, first: R::Entry) {
+        let size = self.start.pages();
+        let entries = pages.start().as_u64().div_ceil(size)..pages.end().min(self.input_end()) / size;
+        for index in entries {
+            let offset = index.saturating_mul(size).saturating_sub(pages.start().as_u64());
+            let word = self.regime.encode(self.regime.advance(first, offset), self.start);
+            if let Some(table) = self.root.checked_add(index >> INDEX_BITS) {
+                machine.write_descriptor(table.word(index), word);
+            }
+        }
+        machine.publish();
+    }
+
     /// A table that has no table below it; `None` when only the root is left.
     pub fn lowest_table<M: Machine>(&self, machine: &M) -> Option<Pfn> {
         self.lowest_link(machine).map(|(_, table, _)| table)
@@ -297,6 +339,7 @@ impl<R: Regime> Table<R> {
     /// may be valid any more.
     pub fn unlink_table<M: Machine>(&mut self, machine: &M) -> Option<Pfn> {
         let (at, table, level) = self.lowest_link(machine)?;
+        self.last.set(LastTable::NONE);
         machine.write_descriptor(at, self.regime.encode(R::EMPTY, level));
         machine.publish();
         Some(table)
@@ -332,12 +375,7 @@ impl<R: Regime> Table<R> {
             crate::broken("a reserved table is missing");
         };
         let below = place.level.next();
-        let entry = self.regime.decode(place.word, place.level);
-        for index in 0..ENTRIES {
-            let Some(at) = table.base().checked_add(index.saturating_mul(8)) else { break };
-            let part = self.regime.advance(entry, index.saturating_mul(below.pages()));
-            machine.write_descriptor(at, self.regime.encode(part, below));
-        }
+        self.write_parts(machine, table, below, self.regime.decode(place.word, place.level));
         machine.publish();
         let block = Pages::from_raw(place.first, place.level.pages());
         if let Some(block) = block.filter(|_| place.word & VALID != 0) {
@@ -345,6 +383,24 @@ impl<R: Regime> Table<R> {
         }
         machine.write_descriptor(place.at, table.base().as_u64() | VALID | TABLE_OR_PAGE);
         machine.publish();
+    }
+
+    /// Fills a table that nothing links yet with entries that continue each other.
+    ///
+    /// What a word says of its page, an address or a page of the owner's, is one field of it, so that each word
+    /// is the one before and a constant. Not so where the field would overflow: that is no entry that was ever
+    /// written, and it is split word by word.
+    fn write_parts<M: Machine>(&self, machine: &M, table: Pfn, level: Level, first: R::Entry) {
+        let part = |index: u64| self.regime.advance(first, index.saturating_mul(level.pages()));
+        let word = |index| self.regime.encode(part(index), level);
+        let step = word(1).wrapping_sub(word(0));
+        let last = ENTRIES.saturating_sub(1);
+        let is_even = word(0).wrapping_add(step.wrapping_mul(last)) == word(last);
+        let mut next = word(0);
+        for index in 0..ENTRIES {
+            machine.write_descriptor(table.word(index), if is_even { next } else { word(index) });
+            next = next.wrapping_add(step);
+        }
     }
 
     /// Break: makes a valid entry invalid and waits until no CPU uses it. The make is the caller's.
@@ -394,6 +450,9 @@ impl<R: Regime> Table<R> {
 
     /// Level at which a region is written: a block's where the region is just that block, else the last.
     fn target(region: Pages<R::Input>) -> Level {
+        if region.count() < REGION_PAGES {
+            return Level::THREE;
+        }
         let start = region.start().as_u64();
         [Level::ONE, Level::TWO]
             .into_iter()
@@ -406,28 +465,46 @@ impl<R: Regime> Table<R> {
     /// The entry that speaks for a page, at `deepest` or above; `None` beyond the input space.
     #[inline]
     fn place<M: Machine>(&self, machine: &M, frame: u64, deepest: Level) -> Option<Place> {
+        let last = self.last.get();
+        if frame >> last.span == last.run && last.level <= deepest {
+            let at = last.table.word(frame >> last.level.frame_shift());
+            let word = machine.read_descriptor(at);
+            if !is_table(word, last.level) || last.level == deepest {
+                return Some(Place { at, level: last.level, first: last.level.first_of(frame), word });
+            }
+        }
+        self.walk(machine, frame, deepest)
+    }
+
+    /// Finds the place from the root on.
+    #[inline(never)]
+    fn walk<M: Machine>(&self, machine: &M, frame: u64, deepest: Level) -> Option<Place> {
         if frame >= self.input_end() {
             return None;
         }
         let mut level = self.start;
-        let mut index = frame >> level.frame_shift();
-        let mut table = self.root;
+        let index = frame >> level.frame_shift();
+        let mut table = self.root.checked_add(index >> INDEX_BITS)?;
         loop {
-            let at = table.base().checked_add(index.saturating_mul(8))?;
+            let at = table.word(frame >> level.frame_shift());
             let word = machine.read_descriptor(at);
             if level >= deepest || !is_table(word, level) {
-                let first = frame & !(level.pages().saturating_sub(1));
-                return Some(Place { at, level, first, word });
+                let span = level.frame_shift().saturating_add(INDEX_BITS);
+                self.last.set(LastTable { level, span, run: frame >> span, table });
+                return Some(Place { at, level, first: level.first_of(frame), word });
             }
             table = output(word);
             level = level.next();
-            index = frame >> level.frame_shift() & ENTRIES.saturating_sub(1);
         }
     }
 
+    #[inline]
     fn entry_at(&self, place: &Place, frame: u64) -> R::Entry {
         let entry = self.regime.decode(place.word, place.level);
-        self.regime.advance(entry, frame.saturating_sub(place.first))
+        match frame.saturating_sub(place.first) {
+            0 => entry,
+            offset => self.regime.advance(entry, offset),
+        }
     }
 }
 

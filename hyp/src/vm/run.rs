@@ -102,6 +102,7 @@ impl<M: Machine> Hypervisor<M> {
     ///
     /// # Errors
     /// As `claim`; `Again` if the vCPU is off.
+    #[inline(never)]
     pub(crate) fn vcpu_run(&self, cpu: usize, vm: VmHandle, vcpu: u64, values: [u64; 4]) -> HostResult {
         let (mut claim, entry) = match self.claim_if(vm, vcpu, |vm, index| Entry::of(vm, cpu, index)) {
             Ok(claimed) => claimed,
