@@ -19,6 +19,7 @@ use crate::vm::Vms;
 use abi::exit::Access;
 use abi::page::Permissions;
 use arrayvec::ArrayVec;
+use core::fmt;
 
 /// VMID of the host.
 const HOST_VMID: u16 = 0;
@@ -74,6 +75,21 @@ pub enum SetupError {
     AddressWidth(u32),
     /// The pages for records cannot be reached.
     NoRecordMemory,
+}
+
+impl fmt::Display for SetupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooManyRegions => f.write_str("RAM lies in too many pieces"),
+            Self::BeyondHost(pages) => {
+                let (start, end) = (pages.start().as_u64(), pages.end());
+                write!(f, "pages {start:#x} to {end:#x} are beyond the host's addresses")
+            }
+            Self::PoolTooSmall => f.write_str("the static pool is too small"),
+            Self::AddressWidth(bits) => write!(f, "there are no tables for {bits} bits of address"),
+            Self::NoRecordMemory => f.write_str("the pages for records cannot be reached"),
+        }
+    }
 }
 
 impl From<TooManyRegions> for SetupError {

@@ -102,9 +102,9 @@ impl fmt::Display for Refusal {
             Self::HostExtensions => write!(f, "HCR_EL2.E2H cannot be cleared"),
             Self::NoTree(address) => write!(f, "no device tree at {address:#x}"),
             Self::Problem(problem) => problem.fmt(f),
-            Self::Setup(error) => write!(f, "the tables cannot be built: {error:?}"),
+            Self::Setup(error) => write!(f, "the tables cannot be built: {error}"),
             Self::NoRoomInSetup => write!(f, "the image has too many parts"),
-            Self::Audit(error) => write!(f, "EL2 can reach what it must not: {error:?}"),
+            Self::Audit(error) => write!(f, "EL2 can reach what it must not: {error}"),
         }
     }
 }

@@ -121,8 +121,11 @@ fn say_ownership(address: u64) {
     let Some(page) = PhysAddr::new(address).map(Pfn::containing) else { return };
     let Some(hypervisor) = boot::try_hypervisor() else { return };
     if let Some(host) = hypervisor.host.try_lock() {
-        let entry = host.table.entry(&hypervisor.machine, page.identity());
-        console::emergency_line(format_args!("  the host's table says of {page:?}: {entry:?}"));
+        let page_number = page.as_u64();
+        match host.table.entry(&hypervisor.machine, page.identity()) {
+            Some(entry) => console::emergency_line(format_args!("  page {page_number:#x}: {entry}")),
+            None => console::emergency_line(format_args!("  page {page_number:#x}: beyond the host")),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use crate::pgtable::hyp_stage1::{Mapped, Rights};
 use crate::pgtable::stage2::{Entry, Sharing};
 use abi::HostState;
 use abi::exit::Access;
+use core::fmt;
 
 /// What a guest's table says of a page, as far as an abort of the guest cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +64,17 @@ pub enum AuditError {
     DeviceInMemory(Vpn, Mapped),
     /// EL2 can reach nothing: the tables cannot be right.
     Empty,
+}
+
+impl fmt::Display for AuditError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (va, mapped, what) = match self {
+            Self::NotOwned(va, mapped) => (va, mapped, "which is not its own"),
+            Self::DeviceInMemory(va, mapped) => (va, mapped, "memory, as a device"),
+            Self::Empty => return f.write_str("its tables are empty"),
+        };
+        write!(f, "page {:#x} shows frame {:#x}, {what}", va.as_u64(), mapped.pfn.as_u64())
+    }
 }
 
 /// What the host may do with a page, memory or not.

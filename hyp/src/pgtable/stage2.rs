@@ -17,6 +17,7 @@ use crate::addr::{Frame, Gfn, PAGE_SHIFT, Pages, Pfn};
 use crate::machine::{Machine, Stage2Id};
 use abi::VmHandle;
 use abi::page::Permissions;
+use core::fmt;
 
 const ATTRIBUTES_SHIFT: u32 = 2;
 /// Normal memory, inner and outer write-back, so that stage 1 decides (DDI 0487, D8.6, without FEAT_S2FWB).
@@ -118,6 +119,34 @@ impl Entry {
             Self::Page(page) if page.sharing == sharing => Some(page),
             _ => None,
         }
+    }
+}
+
+// What the hypervisor prints, it prints by Display: a derived Debug brings in several KiB of code for its
+// fields and layouts.
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (pfn, how) = match self {
+            Self::Owned(Owner::Guest { vm, gfn }) => {
+                return write!(f, "page {:#x} of guest {:#x}", gfn.as_u64(), vm.to_word());
+            }
+            Self::Page(Page { pfn, sharing, .. }) => (
+                pfn.as_u64(),
+                match sharing {
+                    Sharing::Owned => "accessible, not lent",
+                    Sharing::Shared => "accessible, lent to a guest or the host",
+                    Sharing::Borrowed => "accessible, borrowed",
+                    Sharing::SharedWithHyp => "accessible, lent to the hypervisor",
+                },
+            ),
+            Self::Empty => return f.write_str("nothing"),
+            Self::Owned(Owner::Hyp) => return f.write_str("the hypervisor's"),
+            Self::Poisoned => return f.write_str("taken by force"),
+            Self::Device => return f.write_str("a device of the guest's"),
+            Self::Withheld => return f.write_str("withheld from all"),
+            Self::Locked => return f.write_str("being replaced, or senseless"),
+        };
+        write!(f, "frame {pfn:#x}, {how}")
     }
 }
 
@@ -288,6 +317,19 @@ mod tests {
                 assert!(!super::super::is_table(word, level), "{entry:?} looks like a table");
             }
         }
+    }
+
+    #[test]
+    fn what_an_entry_says_can_be_read_by_people() {
+        let vm = VmHandle::new(3, 1).unwrap();
+        let owned = Entry::Owned(Owner::Guest { vm, gfn: Gfn::new(0x200).unwrap() });
+        assert_eq!(owned.to_string(), format!("page 0x200 of guest {:#x}", vm.to_word()));
+        let page = Page {
+            pfn: Pfn::new(0x4_0000).unwrap(),
+            sharing: Sharing::Borrowed,
+            permissions: Permissions::ALL,
+        };
+        assert_eq!(Entry::Page(page).to_string(), "frame 0x40000, accessible, borrowed");
     }
 
     #[test]
