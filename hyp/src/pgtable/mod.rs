@@ -528,3 +528,57 @@ const ZERO_PFN: Pfn = match Pfn::new(0) {
 fn leaf_type(level: Level) -> u64 {
     if level == Level::THREE { VALID | TABLE_OR_PAGE } else { VALID }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::stage2::{Entry, GUEST_IPA_BITS, Page, Sharing, Side, Stage2};
+    use super::*;
+    use crate::addr::Gfn;
+    use crate::testing::TestMachine;
+    use abi::page::Permissions;
+
+    /// A guest's table, its pool, and the pages of RAM that are left.
+    fn table(machine: &TestMachine) -> (Table<Stage2>, PagePool, Pages<Pfn>) {
+        let regime = Stage2 { vmid: 1, force_write_back: false, side: Side::Guest };
+        let table = Table::new(machine.ram(0, 2).start(), Level::ONE, GUEST_IPA_BITS, regime);
+        table.clear(machine);
+        let mut pool = PagePool::new();
+        pool.extend(machine, machine.ram(2, 4));
+        (table, pool, machine.ram(6, 8))
+    }
+
+    fn page(pfn: Pfn) -> Entry {
+        Entry::Page(Page { pfn, sharing: Sharing::Owned, permissions: Permissions::ALL })
+    }
+
+    #[test]
+    fn a_table_that_was_unlinked_is_looked_at_no_more() {
+        let machine = TestMachine::new();
+        let (mut table, mut pool, ram) = table(&machine);
+        let gfns = Pages::<Gfn>::from_raw(0x600, 2).unwrap();
+        table.set_from(&machine, gfns, &mut pool, page(ram.start()));
+        assert_eq!(table.entry(&machine, gfns.start()), Some(page(ram.start())));
+        table.set(&machine, gfns, &mut pool, |_| Entry::Empty);
+        let unlinked = table.unlink_table(&machine).unwrap();
+        // Whoever has the page now may write what looks like an entry.
+        let word = table.regime().encode(page(ram.start()), Level::THREE);
+        machine.write_descriptor(unlinked.word(gfns.start().as_u64()), word);
+        assert_eq!(table.entry(&machine, gfns.start()), Some(Entry::Empty));
+    }
+
+    #[test]
+    fn what_a_walk_remembers_serves_no_other_region_and_no_deeper_level() {
+        let machine = TestMachine::new();
+        let (mut table, mut pool, ram) = table(&machine);
+        let (near, far) =
+            (Pages::<Gfn>::from_raw(0x600, 1).unwrap(), Gfn::new(0x600 + REGION_PAGES).unwrap());
+        // Remembers the root, then a table of level 2, then one of level 3.
+        assert_eq!(table.entry(&machine, near.start()), Some(Entry::Empty));
+        table.set_from(&machine, near, &mut pool, page(ram.start()));
+        assert_eq!(table.entry(&machine, far), Some(Entry::Empty));
+        assert_eq!(table.entry(&machine, near.start()), Some(page(ram.start())));
+        assert_eq!(table.entry(&machine, far), Some(Entry::Empty));
+        assert_eq!(table.tables_needed(&machine, Pages::one(far)), 1);
+        assert_eq!(table.tables_needed(&machine, near), 0);
+    }
+}
