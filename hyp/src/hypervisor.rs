@@ -313,7 +313,7 @@ fn fill_host<M: Machine>(
         table.fill_root(machine, pages, entry);
         let (start, end, whole) = (pages.start().as_u64(), pages.end(), Level::ONE.pages());
         let from = start.next_multiple_of(whole).min(end);
-        let to = (end / whole).saturating_mul(whole).max(from);
+        let to = (end & !whole.saturating_sub(1)).max(from);
         for (edge, edge_end) in [(start, from), (to, end)] {
             if let Some(edge) = Pages::<Gfn>::from_raw(edge, edge_end.saturating_sub(edge)) {
                 let first = edge.start().as_u64();

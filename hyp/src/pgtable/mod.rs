@@ -319,7 +319,8 @@ impl<R: Regime> Table<R> {
     /// else: for a new root, which no walker has seen and below which there is no table yet.
     pub fn fill_root<M: Machine>(&self, machine: &M, pages: Pages<R::Input>, first: R::Entry) {
         let size = self.start.pages();
-        let entries = pages.start().as_u64().div_ceil(size)..pages.end().min(self.input_end()) / size;
+        let end = pages.end().min(self.input_end());
+        let entries = pages.start().as_u64().div_ceil(size)..end >> self.start.frame_shift();
         for index in entries {
             let offset = index.saturating_mul(size).saturating_sub(pages.start().as_u64());
             let word = self.regime.encode(self.regime.advance(first, offset), self.start);
