@@ -9,6 +9,7 @@ use crate::addr::{Pages, Pfn};
 use crate::machine::{Machine, Tree};
 use crate::ownership::donate::{self, Draw};
 use crate::ownership::guest::GuestSpace;
+use crate::ownership::{Host, HypSpace};
 use crate::pgtable::stage2::GUEST_IPA_BITS;
 use crate::pgtable::{Level, Table};
 use crate::pool::PagePool;
@@ -36,7 +37,11 @@ impl<M: Machine> Hypervisor<M> {
         let regime = self.guest_regime(crate::vm::vmid(handle));
         let table = Table::new(root.start(), Level::ONE, GUEST_IPA_BITS, regime);
         let space = GuestSpace { handle, table, cache: PagePool::new(), pages: 0 };
-        let record = match self.take_root(root, Vm::new(flags, space)) {
+        // In one hold of these locks the host loses the root and the handle gets its VM: no other CPU sees one without
+        // the other.
+        let mut host = self.host.lock();
+        let mut hyp = self.hyp.lock();
+        let record = match self.take_root(&mut host, &mut hyp, root, Vm::new(flags, space)) {
             Ok(record) => record,
             Err(error) => return error.into(),
         };
@@ -109,9 +114,15 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Takes the root of a new VM from the host, and a record for the VM.
-    fn take_root(&self, root: Pages<Pfn>, vm: Vm) -> Result<Record<Vm>, crate::ownership::Error> {
+    fn take_root(
+        &self,
+        host: &mut Host,
+        hyp: &mut HypSpace,
+        root: Pages<Pfn>,
+        vm: Vm,
+    ) -> Result<Record<Vm>, crate::ownership::Error> {
         let mut record = None;
-        self.with_host_and_hyp(Asked::TakeRoot(vm.flags, root), |host, hyp| {
+        self.change_host_and_hyp(host, hyp, Asked::TakeRoot(vm.flags, root), |host, hyp| {
             let (machine, memory) = (&self.machine, &self.memory);
             let alloc = || self.records.alloc(vm);
             let (root, allocated) =

@@ -191,11 +191,20 @@ impl<M: Machine> Hypervisor<M> {
         asked: Asked,
         transition: impl FnOnce(&mut Host, &mut HypSpace) -> Result<u64, Error>,
     ) -> Result<u64, Error> {
-        let mut host = self.host.lock();
-        let mut hyp = self.hyp.lock();
-        let watch = Watch::begin(self, asked, Held::host_and_hyp(&host, &hyp));
-        let result = transition(&mut host, &mut hyp);
-        watch.end(self, Held::host_and_hyp(&host, &hyp), Answer::from(&result));
+        self.change_host_and_hyp(&mut self.host.lock(), &mut self.hyp.lock(), asked, transition)
+    }
+
+    /// The same for whoever holds both locks.
+    pub(crate) fn change_host_and_hyp(
+        &self,
+        host: &mut Host,
+        hyp: &mut HypSpace,
+        asked: Asked,
+        transition: impl FnOnce(&mut Host, &mut HypSpace) -> Result<u64, Error>,
+    ) -> Result<u64, Error> {
+        let watch = Watch::begin(self, asked, Held::host_and_hyp(host, hyp));
+        let result = transition(host, hyp);
+        watch.end(self, Held::host_and_hyp(host, hyp), Answer::from(&result));
         result
     }
 
