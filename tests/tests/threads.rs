@@ -21,7 +21,7 @@ const AT: Run = Run { first: 0, count: 1 };
 const BOTH: Run = Run { first: 0, count: 2 };
 
 /// What is done.
-const OPS: [Op; 34] = [
+const OPS: [Op; 35] = [
     Op::Call(Call::ShareHyp { pfns: X }),
     Op::Call(Call::UnshareHyp { pfns: X }),
     Op::Call(Call::Pin { pfn: 2 }),
@@ -57,6 +57,7 @@ const OPS: [Op; 34] = [
     Op::Call(Call::VmCreate { protected: true, immediate: true, root: 0 }),
     // The host guesses the handle that a VM will have.
     Op::Call(Call::DonateGuest { vm: 2, pfn: 2, gfn: 0, count: 1 }),
+    Op::Call(Call::VmTopUp { vm: 2, pfns: X }),
 ];
 
 const VM: Call = Call::VmCreate { protected: true, immediate: false, root: 16 };
