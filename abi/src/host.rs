@@ -53,6 +53,7 @@ pub const CALLS: &[CallInfo] = &[
     info(0x07, "UNSHARE_GUEST", &["vm", "gfn", "pages"], &["done"], false),
     info(0x08, "RECLAIM_GUEST", &["vm", "gfn", "pages"], &["done"], false),
     info(0x09, "QUERY_PAGE", &["pfn"], &["state", "ram"], false),
+    info(0x0a, "FORCE_RECLAIM", &["pfn", "pages"], &["done"], false),
     info(0x10, "VM_CREATE", &["flags", "root"], &["vm"], false),
     info(0x11, "VCPU_CREATE", &["vm", "vcpu"], &[], false),
     info(0x12, "VCPU_SET_BOOT", &["vm", "vcpu", "pc", "x0"], &[], false),
@@ -227,6 +228,14 @@ pub enum HostCall {
         /// The page.
         pfn: u64,
     },
+    /// Takes private pages from protected guests that are alive, by force: the host gets them wiped, the guests
+    /// find poison.
+    ForceReclaim {
+        /// First page.
+        pfn: u64,
+        /// Number of pages.
+        pages: u64,
+    },
     /// Makes a VM. Its root tables are two pages of the host, contiguous and aligned to 8 KiB, which come
     /// back at the end of its teardown.
     VmCreate {
@@ -361,6 +370,7 @@ impl HostCall {
             0x07 => Self::UnshareGuest { vm: vm()?, gfn: b, pages: c },
             0x08 => Self::ReclaimGuest { vm: vm()?, gfn: b, pages: c },
             0x09 => Self::QueryPage { pfn: a },
+            0x0a => Self::ForceReclaim { pfn: a, pages: b },
             0x10 => Self::VmCreate { flags: VmFlags::from_word(a).ok_or(invalid)?, root: b },
             0x11 => Self::VcpuCreate { vm: vm()?, vcpu: b },
             0x12 => Self::VcpuSetBoot { vm: vm()?, vcpu: b, pc: c, x0: d },
@@ -406,6 +416,7 @@ impl HostCall {
             Self::UnshareGuest { vm, gfn, pages } => (0x07, [vm.to_word(), gfn, pages, 0, 0, 0]),
             Self::ReclaimGuest { vm, gfn, pages } => (0x08, [vm.to_word(), gfn, pages, 0, 0, 0]),
             Self::QueryPage { pfn } => (0x09, [pfn, 0, 0, 0, 0, 0]),
+            Self::ForceReclaim { pfn, pages } => (0x0a, [pfn, pages, 0, 0, 0, 0]),
             Self::VmCreate { flags, root } => (0x10, [flags.to_word(), root, 0, 0, 0, 0]),
             Self::VcpuCreate { vm, vcpu } => (0x11, [vm.to_word(), vcpu, 0, 0, 0, 0]),
             Self::VcpuSetBoot { vm, vcpu, pc, x0 } => (0x12, [vm.to_word(), vcpu, pc, x0, 0, 0]),
@@ -494,7 +505,7 @@ impl From<Error> for HostResult {
 mod tests {
     use super::*;
 
-    fn samples() -> [HostCall; 24] {
+    fn samples() -> [HostCall; 25] {
         let vm = VmHandle::new(3, 9).unwrap();
         [
             HostCall::Version,
@@ -507,6 +518,7 @@ mod tests {
             HostCall::UnshareGuest { vm, gfn: 2, pages: 3 },
             HostCall::ReclaimGuest { vm, gfn: 2, pages: 3 },
             HostCall::QueryPage { pfn: 8 },
+            HostCall::ForceReclaim { pfn: 1, pages: 2 },
             HostCall::VmCreate { flags: VmFlags { protected: true, ..VmFlags::default() }, root: 8 },
             HostCall::VcpuCreate { vm, vcpu: 1 },
             HostCall::VcpuSetBoot { vm, vcpu: 1, pc: 2, x0: 3 },

@@ -37,6 +37,8 @@ pub(crate) enum Asked {
     UnshareGuest(VmHandle, Pages<Gfn>),
     /// RECLAIM_GUEST.
     ReclaimGuest(VmHandle, Pages<Gfn>),
+    /// FORCE_RECLAIM, and the guest pages that the host's table names, if it names any.
+    ForceReclaim(Pages<Pfn>, Option<(VmHandle, Pages<Gfn>)>),
     /// MEM_SHARE.
     Share(VmHandle, Pages<Gfn>),
     /// MEM_UNSHARE, when nobody has to be asked any more.

@@ -16,6 +16,8 @@ impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
             Some(GuestEntry::Page { pfn, sharing: Sharing::Borrowed(allowed) }) if allowed.write => {
                 (*pfn, Content::Known)
             }
+            // An external abort: what was there will not come back.
+            Some(GuestEntry::Poisoned) => return Err(Outcome::Aborted),
             _ => return Err(Outcome::Missing(gfn)),
         };
         self.state.pages[usize::from(pfn)].content = content;

@@ -24,6 +24,8 @@ pub enum Call {
     UnshareGuest { vm: u8, gfns: Run },
     /// Host: RECLAIM_GUEST.
     ReclaimGuest { vm: u8, gfns: Run },
+    /// Host: FORCE_RECLAIM.
+    ForceReclaim { pfns: Run },
     /// Host: QUERY_PAGE.
     QueryPage { pfn: u64 },
     /// Host: VM_CREATE. The VM is the first that is not born.
@@ -63,7 +65,7 @@ pub enum Call {
 }
 
 /// Names of the calls, in their order.
-pub const CALLS: [&str; 26] = [
+pub const CALLS: [&str; 27] = [
     "POOL_TOPUP",
     "VM_TOPUP",
     "SHARE_HYP",
@@ -72,6 +74,7 @@ pub const CALLS: [&str; 26] = [
     "SHARE_GUEST",
     "UNSHARE_GUEST",
     "RECLAIM_GUEST",
+    "FORCE_RECLAIM",
     "QUERY_PAGE",
     "VM_CREATE",
     "UNSHARE_ACK",
@@ -104,24 +107,25 @@ impl Call {
             Self::ShareGuest { .. } => 5,
             Self::UnshareGuest { .. } => 6,
             Self::ReclaimGuest { .. } => 7,
-            Self::QueryPage { .. } => 8,
-            Self::VmCreate { .. } => 9,
-            Self::UnshareAck { .. } => 10,
-            Self::VmTeardownStart { .. } => 11,
-            Self::VmTeardownFinish { .. } => 12,
-            Self::Pin { .. } => 13,
-            Self::Unpin { .. } => 14,
-            Self::Share { .. } => 15,
-            Self::Unshare { .. } => 16,
-            Self::Relinquish { .. } => 17,
-            Self::GuardMap { .. } => 18,
-            Self::GuardUnmap { .. } => 19,
-            Self::GuestStore { .. } => 20,
-            Self::HostStore { .. } => 21,
-            Self::Map { .. } => 22,
-            Self::Unmap { .. } => 23,
-            Self::Hold { .. } => 24,
-            Self::Release { .. } => 25,
+            Self::ForceReclaim { .. } => 8,
+            Self::QueryPage { .. } => 9,
+            Self::VmCreate { .. } => 10,
+            Self::UnshareAck { .. } => 11,
+            Self::VmTeardownStart { .. } => 12,
+            Self::VmTeardownFinish { .. } => 13,
+            Self::Pin { .. } => 14,
+            Self::Unpin { .. } => 15,
+            Self::Share { .. } => 16,
+            Self::Unshare { .. } => 17,
+            Self::Relinquish { .. } => 18,
+            Self::GuardMap { .. } => 19,
+            Self::GuardUnmap { .. } => 20,
+            Self::GuestStore { .. } => 21,
+            Self::HostStore { .. } => 22,
+            Self::Map { .. } => 23,
+            Self::Unmap { .. } => 24,
+            Self::Hold { .. } => 25,
+            Self::Release { .. } => 26,
         }
     }
 

@@ -115,6 +115,7 @@ impl Chooser {
         let to_hyp = state.pages.iter().filter(|page| matches!(page.host, HostEntry::Hyp(_))).count();
         let host_owns = |host: &HostEntry| *host == HostEntry::Owned;
         let lent = |host: &HostEntry| *host == HostEntry::LentToHyp;
+        let of_guest = |host: &HostEntry| matches!(host, HostEntry::Guest { .. });
         let empty = |entry: &GuestEntry| *entry == GuestEntry::Empty;
         let device = |entry: &GuestEntry| *entry == GuestEntry::Device;
         let memory = |entry: &GuestEntry| matches!(entry, GuestEntry::Page { .. });
@@ -125,7 +126,7 @@ impl Chooser {
         if unborn && !alive && self.dice.below(3) == 0 {
             return self.create::<P>();
         }
-        match self.dice.below(66) {
+        match self.dice.below(69) {
             0..=1 if unborn => self.create::<P>(),
             2..=4 => Call::ShareHyp { pfns: self.pfns(state, host_owns) },
             5..=6 => Call::UnshareHyp { pfns: self.pfns(state, lent) },
@@ -164,6 +165,7 @@ impl Chooser {
             55..=56 => Call::GuardMap { vm, gfns: self.gfns(of, empty) },
             57 => Call::GuardUnmap { vm, gfns: self.gfns(of, device) },
             58..=61 => Call::GuestStore { vm, gfn: self.dice.below(G as u64) },
+            62..=64 => Call::ForceReclaim { pfns: self.pfns(state, of_guest) },
             _ => Call::HostStore { pfn: self.pfn::<P>() },
         }
     }

@@ -171,7 +171,8 @@ fn page_of(call: Call) -> Option<u64> {
         Call::PoolTopUp { pfns, .. }
         | Call::VmTopUp { pfns, .. }
         | Call::ShareHyp { pfns }
-        | Call::UnshareHyp { pfns } => Some(pfns.first),
+        | Call::UnshareHyp { pfns }
+        | Call::ForceReclaim { pfns } => Some(pfns.first),
         Call::DonateGuest { pfn, .. }
         | Call::ShareGuest { pfn, .. }
         | Call::QueryPage { pfn }
@@ -241,7 +242,10 @@ impl<const P: usize, const V: usize> Names<P, V> {
     fn rename(&self, call: Call) -> Call {
         let mut call = call;
         match &mut call {
-            Call::PoolTopUp { pfns, .. } | Call::ShareHyp { pfns } | Call::UnshareHyp { pfns } => {
+            Call::PoolTopUp { pfns, .. }
+            | Call::ShareHyp { pfns }
+            | Call::UnshareHyp { pfns }
+            | Call::ForceReclaim { pfns } => {
                 *pfns = self.run(*pfns);
             }
             Call::VmTopUp { vm, pfns } => (*vm, *pfns) = (self.vm(*vm), self.run(*pfns)),
@@ -391,16 +395,17 @@ pub fn encode<const P: usize, const V: usize, const G: usize>(state: &State<P, V
             let entry = match entry {
                 GuestEntry::Empty => 0,
                 GuestEntry::Device => 1,
+                GuestEntry::Poisoned => 2,
                 GuestEntry::Page { pfn, sharing } => {
                     let sharing = match sharing {
                         Sharing::Owned => 0,
                         Sharing::Shared => 1,
                         Sharing::Borrowed(permissions) => 2 + permissions.to_word() as usize,
                     };
-                    2 + usize::from(pfn) * 6 + sharing
+                    3 + usize::from(pfn) * 6 + sharing
                 }
             };
-            put(entry, 2 + P * 6);
+            put(entry, 3 + P * 6);
         }
     }
     number

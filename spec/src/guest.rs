@@ -90,7 +90,7 @@ impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
         let fits = |entry: &GuestEntry| match entry {
             GuestEntry::Empty => enrol,
             GuestEntry::Device => true,
-            GuestEntry::Page { .. } => false,
+            GuestEntry::Poisoned | GuestEntry::Page { .. } => false,
         };
         if !self.state.vms[usize::from(vm)].entries[gfns.indices()].iter().all(fits) {
             return Err(Outcome::InvalidParameter);

@@ -108,8 +108,12 @@ impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
         let chunk = self.chunk(self.world.gfn, gfns);
         let there = self.before_gap(vm, chunk);
         if there.count == 0 {
-            let empty = self.state.vms[usize::from(vm)].entries[gfns.first as usize] == GuestEntry::Empty;
-            return Err(if empty { NO_ENTRY } else { PERMISSION });
+            return match self.state.vms[usize::from(vm)].entries[gfns.first as usize] {
+                GuestEntry::Empty => Err(NO_ENTRY),
+                // What was taken by force is the host's already.
+                GuestEntry::Poisoned => Ok(Outcome::Done(1)),
+                _ => Err(PERMISSION),
+            };
         }
         if !self.guest_has(vm, there, |_| true) {
             return Err(PERMISSION);
@@ -117,6 +121,38 @@ impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
         self.supply(BOTH)?;
         self.take_from_guest(vm, there);
         Ok(Outcome::Done(there.count))
+    }
+
+    /// Takes private pages from a guest that is alive: those that follow each other in RAM and in one guest.
+    pub(crate) fn force_reclaim(&mut self, pfns: Run) -> Answer {
+        self.range(self.world.pfn, pfns)?;
+        self.memory(pfns)?;
+        let first = self.state.pages[pfns.first as usize];
+        let HostEntry::Guest { vm, gfn } = first.host else {
+            let error = if first.host_state().is_accessible() { Error::Again } else { Error::Permission };
+            return Err(Outcome::Refused(error));
+        };
+        if self.vm(vm)?.phase != Phase::Live {
+            return Err(PERMISSION);
+        }
+        let pfns = self.chunk(self.world.pfn, pfns);
+        let gfns = self.chunk(self.world.gfn, Run { first: gfn.into(), count: pfns.count });
+        let pairs = pfns.indices().zip(gfns.indices());
+        let follows = |&(pfn, gfn): &(usize, usize)| {
+            self.state.pages[pfn].host == HostEntry::Guest { vm, gfn: gfn as u16 }
+        };
+        let gfns = Run { count: pairs.take_while(follows).count() as u64, ..gfns };
+        if !self.guest_has(vm, gfns, |sharing| sharing == Sharing::Owned) {
+            return Err(PERMISSION);
+        }
+        self.supply(BOTH)?;
+        self.change(vm, gfns, |_, entry, page| {
+            *entry = GuestEntry::Poisoned;
+            page.host = HostEntry::Owned;
+            page.content = Content::Zeros;
+        });
+        self.state.vms[usize::from(vm)].pages -= gfns.count as u16;
+        Ok(Outcome::Done(gfns.count))
     }
 
     pub(crate) fn query_page(&mut self, pfn: u64) -> Answer {

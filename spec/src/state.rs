@@ -119,13 +119,15 @@ impl Page {
     }
 }
 
-/// What a guest's table says of a guest page. Poison will be one more.
+/// What a guest's table says of a guest page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestEntry {
     /// Nothing.
     Empty,
     /// Enrolled as a device.
     Device,
+    /// Memory was there, and was taken by force.
+    Poisoned,
     /// Memory.
     Page {
         /// Number of the page of RAM.

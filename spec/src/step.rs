@@ -93,6 +93,7 @@ impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
             }
             Call::UnshareGuest { vm, gfns } => self.unshare_guest(vm, gfns),
             Call::ReclaimGuest { vm, gfns } => self.reclaim_guest(vm, gfns),
+            Call::ForceReclaim { pfns } => self.force_reclaim(pfns),
             Call::QueryPage { pfn } => self.query_page(pfn),
             Call::VmCreate { protected, immediate, root } => self.vm_create(protected, immediate, root),
             Call::UnshareAck { vm, vcpu } => self.unshare_ack(vm, vcpu),

@@ -50,6 +50,8 @@ const LISTED: [&[&str]; CALLS.len()] = [
     &["done", "Permission", "NoEntry", "Invalid", "Range", "NoMemory: tables", "NoMemory: VM"],
     // RECLAIM_GUEST
     &["done", "Permission", "NoEntry", "Invalid", "Range", "NoMemory: tables", "NoMemory: VM"],
+    // FORCE_RECLAIM
+    &["done", "Permission", "Again", "Invalid", "NoMemory: tables", "NoMemory: VM"],
     // QUERY_PAGE
     &["NoPage", "Owned", "SharedOwned", "SharedBorrowed", "Invalid"],
     // VM_CREATE
@@ -75,7 +77,7 @@ const LISTED: [&[&str]; CALLS.len()] = [
     // MMIO_GUARD_UNMAP
     &["done", "INVALID_PARAMETER", "NoMemory: VM", "not served"],
     // guest's store
-    &["done", "MissingPage", "not served"],
+    &["done", "MissingPage", "not served", "abort"],
     // host's store
     &["done", "abort"],
     // host maps
@@ -151,7 +153,7 @@ pub fn runs() -> Game<6, 1, 3> {
     for first in 0..7 {
         for count in 0..4 {
             let pfns = Run { first, count };
-            calls.extend([Call::ShareHyp { pfns }, Call::UnshareHyp { pfns }]);
+            calls.extend([Call::ShareHyp { pfns }, Call::UnshareHyp { pfns }, Call::ForceReclaim { pfns }]);
             for gfn in 0..4 {
                 calls.push(Call::DonateGuest { vm: 0, pfn: first, gfn, count });
                 let permissions = Permissions::ALL;
@@ -174,6 +176,7 @@ fn single(calls: &mut Vec<Call>, pfn: u64) {
     calls.extend([
         Call::ShareHyp { pfns },
         Call::UnshareHyp { pfns },
+        Call::ForceReclaim { pfns },
         Call::Pin { pfn },
         Call::Unpin { pfn },
         Call::QueryPage { pfn },
@@ -235,6 +238,7 @@ fn absurd(calls: &mut Vec<Call>, pages: u64, guest_pages: u64) {
     ];
     for pfns in runs {
         calls.extend([Call::ShareHyp { pfns }, Call::UnshareHyp { pfns }, Call::VmTopUp { vm: 0, pfns }]);
+        calls.push(Call::ForceReclaim { pfns });
         calls.push(Call::PoolTopUp { pool: Pool::Metadata, pfns });
         calls.push(Call::DonateGuest { vm: 0, pfn: pfns.first, gfn: 0, count: pfns.count });
     }

@@ -1,6 +1,7 @@
 //! The real core and the specification, played call by call and compared after each.
 
 use crate::real::Real;
+use spec::state::HostEntry;
 use spec::{Call, Outcome, State, step};
 use std::collections::BTreeMap;
 
@@ -72,7 +73,7 @@ impl<const P: usize, const V: usize, const G: usize> Pair<P, V, G> {
             }
             lacked.push(pool);
             self.told.lacks += 1;
-            self.real.serve_lack(pool, call.vm());
+            self.real.serve_lack(pool, vm_of(call, &self.state));
             self.real.compare(&self.state, Some(&next))?;
         }
     }
@@ -98,5 +99,16 @@ impl<const P: usize, const V: usize, const G: usize> Pair<P, V, G> {
             }
         };
         self.told.difference.is_none()
+    }
+}
+
+/// The VM that a call is about.
+fn vm_of<const P: usize, const V: usize, const G: usize>(call: Call, state: &State<P, V, G>) -> Option<u8> {
+    match call {
+        Call::ForceReclaim { pfns } => match state.pages.get(pfns.first as usize)?.host {
+            HostEntry::Guest { vm, .. } => Some(vm),
+            _ => None,
+        },
+        call => call.vm(),
     }
 }

@@ -120,6 +120,9 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
             Call::UnshareHyp { pfns } => {
                 self.host(HostCall::UnshareHyp { pfn: pfn(pfns.first), pages: pfns.count })
             }
+            Call::ForceReclaim { pfns } => {
+                self.host(HostCall::ForceReclaim { pfn: pfn(pfns.first), pages: pfns.count })
+            }
             Call::DonateGuest { vm, pfn: page, gfn: at, count } => {
                 let (pfn, gfn) = (pfn(page), gfn(at));
                 self.host(HostCall::DonateGuest { vm: handle(vm), pfn, gfn, pages: count })
@@ -364,7 +367,10 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
                 self.core.fill((pa >> 12) - RAM_START);
                 Outcome::Done(1)
             }
-            Err(_) => Outcome::Missing(gfn),
+            Err(_) => {
+                let page = Gfn::new(self.place.gfn + gfn).map(|gfn| self.core.hyp.guest_page(of.handle, gfn));
+                if page == Some(GuestPage::Poisoned) { Outcome::Aborted } else { Outcome::Missing(gfn) }
+            }
         }
     }
 
@@ -422,6 +428,7 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
                     let expected = match entry {
                         GuestEntry::Empty => GuestPage::Missing,
                         GuestEntry::Device => GuestPage::Device,
+                        GuestEntry::Poisoned => GuestPage::Poisoned,
                         GuestEntry::Page { .. } => GuestPage::Present,
                     };
                     let real = self.core.hyp.guest_page(handle, frame);

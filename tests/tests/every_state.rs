@@ -34,7 +34,7 @@ fn calls() -> Vec<Call> {
     for pfn in [4, 5] {
         for count in 1..=2 {
             let pfns = Run { first: pfn, count };
-            calls.extend([Call::ShareHyp { pfns }, Call::UnshareHyp { pfns }]);
+            calls.extend([Call::ShareHyp { pfns }, Call::UnshareHyp { pfns }, Call::ForceReclaim { pfns }]);
         }
         calls.extend([Call::Pin { pfn }, Call::Unpin { pfn }, Call::QueryPage { pfn }]);
         for vm in 0..V as u8 {
@@ -66,7 +66,13 @@ fn calls() -> Vec<Call> {
 
 /// Whether there is no way back from a call that succeeds.
 fn is_final(call: Call) -> bool {
-    matches!(call, Call::VmTeardownStart { .. } | Call::VmTeardownFinish { .. } | Call::VmTopUp { .. })
+    matches!(
+        call,
+        Call::VmTeardownStart { .. }
+            | Call::VmTeardownFinish { .. }
+            | Call::VmTopUp { .. }
+            | Call::ForceReclaim { .. }
+    )
 }
 
 /// Which calls are untried in each state that was met.

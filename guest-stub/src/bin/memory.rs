@@ -1,5 +1,5 @@
 //! What a guest does with its own memory: share, unshare and relinquish, in ranges, with good and absurd
-//! arguments. With argument 1 it touches an address where there is no memory.
+//! arguments. With argument 1 it touches an address where there is no memory; with 2 it loses a page by force.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
@@ -11,9 +11,9 @@ guest_stub::guest!(image::main);
 
 #[cfg(target_os = "none")]
 mod image {
-    use abi::guest::{MEM_RELINQUISH, MEM_SHARE, MEM_UNSHARE};
+    use abi::guest::{MEM_RELINQUISH, MEM_SHARE, MEM_UNSHARE, MMIO_GUARD_MAP};
     use abi::smccc::{INVALID_PARAMETER, SUCCESS};
-    use guest_stub::arch::{load64, store64};
+    use guest_stub::arch::{CLASS_DATA_ABORT, STATUS_EXTERNAL, attempt, load64, store64};
     use guest_stub::call::{call, range, relinquish, share, unshare};
     use guest_stub::device::Device;
     use guest_stub::protocol::{DEVICE_BASE, GREETING, PAGE_SIZE, RAM_BASE, RAM_SIZE};
@@ -30,6 +30,10 @@ mod image {
         if argument == 1 {
             device.phase(1, &[]);
             load64(RAM_BASE + RAM_SIZE);
+            return;
+        }
+        if argument == 2 {
+            taken_by_force(&mut device);
             return;
         }
         fresh_memory(&mut device);
@@ -120,6 +124,25 @@ mod image {
             device.check(name, arguments.len() as u64, refused.count() as u64);
         }
         device.check("sharing-a-device-is-refused", INVALID_PARAMETER, share(DEVICE_BASE, 1));
+    }
+
+    /// The host takes the first of two pages: the guest is told as of memory that has failed, and keeps the other.
+    fn taken_by_force(device: &mut Device) {
+        store64(GIVEN, GREETING);
+        store64(GIVEN + PAGE_SIZE, GREETING);
+        device.phase(3, &[GIVEN, 2]);
+        let external = CLASS_DATA_ABORT << 8 | STATUS_EXTERNAL;
+        let seen =
+            |access: fn()| attempt(access).err().map_or(0, |fault| fault.class() << 8 | fault.status());
+        device.check("a-load-from-poison-is-an-external-abort", external, seen(|| _ = load64(GIVEN)));
+        device.check("a-store-to-poison-is-an-external-abort", external, seen(|| store64(GIVEN, GREETING)));
+        device.check("sharing-poison-is-refused", INVALID_PARAMETER, share(GIVEN, 1));
+        device.check("sharing-over-poison-is-refused", INVALID_PARAMETER, share(GIVEN, 2));
+        device.check("unsharing-poison-is-refused", INVALID_PARAMETER, unshare(GIVEN, 1));
+        device.check("relinquishing-poison-is-refused", INVALID_PARAMETER, relinquish(GIVEN, 1));
+        let [enrolled, ..] = call(MMIO_GUARD_MAP, GIVEN, 1, 0);
+        device.check("poison-does-not-become-a-device", INVALID_PARAMETER, enrolled);
+        device.check("the-page-behind-it-keeps-its-content", GREETING, load64(GIVEN + PAGE_SIZE));
     }
 
     fn given_back(device: &mut Device) {

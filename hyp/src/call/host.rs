@@ -66,6 +66,9 @@ impl<M: Machine> Hypervisor<M> {
                 with_guest_pages(gfn, pages, |gfns| super::pages(self.host_reclaim_guest(vm, gfns)))
             }
             HostCall::QueryPage { pfn } => self.query_page(pfn),
+            HostCall::ForceReclaim { pfn, pages } => {
+                with_pages(pfn, pages, |pages| super::pages(self.host_force_reclaim(pages)))
+            }
             HostCall::VmCreate { flags, root } => self.vm_create(flags, root),
             HostCall::VcpuCreate { vm, vcpu } => self.vcpu_create(vm, vcpu),
             HostCall::VcpuSetBoot { vm, vcpu, pc, x0 } => self.vcpu_set_boot(vm, vcpu, pc, x0),

@@ -144,6 +144,24 @@ impl<M: Machine> Hypervisor<M> {
         })
     }
 
+    /// Takes a chunk of private pages from a protected guest that is alive: the one that the host's table names.
+    pub fn host_force_reclaim(&self, pages: Pages<Pfn>) -> Result<u64, Error> {
+        let mut host = self.host.lock();
+        let named = reclaim::private_piece(&self.machine, &self.memory, &host, pages);
+        let mut guard = named.ok().and_then(|(vm, _)| self.vms.lock(vm));
+        let asked = Asked::ForceReclaim(pages, named.ok().map(|(vm, piece)| (vm, piece.gfns)));
+        let held = Held { host: Some(&host), hyp: None, vm: guard.as_deref() };
+        let watch = Watch::begin(self, asked, held);
+        let result = named.and_then(|(_, piece)| {
+            let vm = guard.as_deref_mut().ok_or(Error::NoVm)?;
+            Want::Protected.check(vm)?;
+            reclaim::by_force(&self.machine, &mut host, &mut vm.space, piece)
+        });
+        let held = Held { host: Some(&host), hyp: None, vm: guard.as_deref() };
+        watch.end(self, held, Answer::from(&result));
+        result
+    }
+
     /// Shares a chunk of a guest's pages with the host.
     #[inline(never)]
     pub fn guest_share_host(&self, vm: VmHandle, gfns: Pages<Gfn>) -> Result<u64, Error> {

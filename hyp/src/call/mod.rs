@@ -28,6 +28,7 @@ impl From<OwnershipError> for HostResult {
             E::NotMemory | E::HostState(_) | E::HypState(_) | E::GuestState(_) | E::WrongVm => {
                 Error::Permission
             }
+            E::HostHasAccess(_) => Error::Again,
             E::Missing(_) | E::NoVm => Error::NoEntry,
             E::Poisoned(_) => Error::Poisoned,
             E::Pinned(_) | E::TooManyPins => Error::Busy,

@@ -79,8 +79,9 @@ pub(super) fn guest_entry<M: Machine>(
     let page = match entry {
         Entry::Empty => return Some(GuestEntry::Empty),
         Entry::Device => return Some(GuestEntry::Device),
+        Entry::Poisoned => return Some(GuestEntry::Poisoned),
         Entry::Page(page) => page,
-        Entry::Owned(_) | Entry::Poisoned | Entry::Withheld | Entry::Locked => return None,
+        Entry::Owned(_) | Entry::Withheld | Entry::Locked => return None,
     };
     let sharing = match page.sharing {
         Leaf::Borrowed => Sharing::Borrowed(page.permissions),

@@ -339,6 +339,8 @@ fn about(asked: Asked) -> (Option<VmHandle>, Option<Pages<Pfn>>, Option<Pages<Gf
         | Asked::Relinquish(vm, gfns)
         | Asked::GuardMap(vm, gfns)
         | Asked::GuardUnmap(vm, gfns) => (Some(vm), None, Some(gfns)),
+        Asked::ForceReclaim(pfns, None) => (None, Some(pfns), None),
+        Asked::ForceReclaim(pfns, Some((vm, gfns))) => (Some(vm), Some(pfns), Some(gfns)),
         Asked::TeardownStart(vm) | Asked::TeardownFinish(vm) => (Some(vm), None, None),
     }
 }
@@ -365,6 +367,7 @@ pub(super) fn call(asked: Asked, window: &Window) -> Call {
         }
         Asked::UnshareGuest(_, gfns) => Call::UnshareGuest { vm, gfns: window.guest_pages(gfns) },
         Asked::ReclaimGuest(_, gfns) => Call::ReclaimGuest { vm, gfns: window.guest_pages(gfns) },
+        Asked::ForceReclaim(pfns, _) => Call::ForceReclaim { pfns: window.pages(pfns) },
         Asked::Share(_, gfns) => Call::Share { vm, gfns: window.guest_pages(gfns) },
         Asked::Unshare(_, gfns) | Asked::MayUnshare(_, gfns) => {
             Call::Unshare { vm, vcpu: 0, gfns: window.guest_pages(gfns) }

@@ -137,6 +137,7 @@ impl fmt::Display for Subject {
             Asked::PoolTopUp(_, pages)
             | Asked::ShareHyp(pages)
             | Asked::UnshareHyp(pages)
+            | Asked::ForceReclaim(pages, _)
             | Asked::TakeRoot(_, pages) => write!(f, " of {}", run("page", pages)),
             Asked::Pin(page) | Asked::Unpin(page) | Asked::QueryPage(page) => {
                 write!(f, " of {}", run("page", Pages::one(page)))
@@ -257,6 +258,7 @@ impl fmt::Display for GuestHas<'_> {
             None => return f.write_str("an entry that no rule knows"),
             Some(GuestEntry::Empty) => return f.write_str("nothing"),
             Some(GuestEntry::Device) => return f.write_str("a device"),
+            Some(GuestEntry::Poisoned) => return f.write_str("poison"),
             Some(GuestEntry::Page { pfn, sharing }) => (usize::from(pfn), sharing),
         };
         match self.window.pfn(pfn) {

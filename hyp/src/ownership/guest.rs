@@ -165,7 +165,7 @@ pub fn relinquish<M: Machine>(
     };
     guest.prepare(machine, host, gfns, |sharing| sharing == Sharing::Owned)?;
     // Commit: the guest loses the pages, they are wiped, then the host gets them.
-    guest.take_pieces(machine, gfns, |piece| {
+    guest.take_pieces(machine, gfns, Entry::Empty, |piece| {
         for page in piece.pfns.iter() {
             machine.wipe(page);
         }
@@ -318,22 +318,24 @@ impl GuestSpace {
         }
     }
 
-    /// Commit: takes every piece of a chunk from the guest, then hands it to `then`.
+    /// Commit: takes every piece of a chunk from the guest and leaves an entry without memory there, then hands the
+    /// piece to `then`.
     pub(super) fn take_pieces<M: Machine>(
         &mut self,
         machine: &M,
         gfns: Pages<Gfn>,
+        leave: Entry,
         mut then: impl FnMut(Piece),
     ) {
         self.change_pieces(machine, gfns, |guest, piece| {
-            guest.table.set(machine, piece.gfns, &mut guest.cache, |_| Entry::Empty);
+            guest.table.set(machine, piece.gfns, &mut guest.cache, |_| leave);
             guest.pages = guest.pages.saturating_sub(piece.gfns.count());
             then(piece);
         });
     }
 
     /// The first piece of a run; `None` if its first page is not there.
-    fn first_piece<M: Machine>(&self, machine: &M, gfns: Pages<Gfn>) -> Option<Piece> {
+    pub(super) fn first_piece<M: Machine>(&self, machine: &M, gfns: Pages<Gfn>) -> Option<Piece> {
         let mut first = None;
         // The visit stops the walk at the second piece; what it says then does not matter.
         let _ = self.try_for_each_piece(machine, gfns, |piece| {

@@ -5,7 +5,7 @@
 //! | [`donate`] | host to hypervisor and back, host to guest |
 //! | [`share`] | host with hypervisor, host with a non-protected guest, pins |
 //! | [`guest`] | what a guest does with its own pages: share, unshare, relinquish, enrol a device |
-//! | [`reclaim`] | from a dying guest, and from all of them before the machine goes down |
+//! | [`reclaim`] | from a dying guest, from one that is alive by force, and from all before the machine goes down |
 //! | [`query`] | what the tables say, without changing it |
 //!
 //! Every transition has three phases. *Check*: the entries of all parties are in the state that the
@@ -64,6 +64,8 @@ pub enum Error {
     HypState(Pfn),
     /// The guest does not.
     GuestState(Gfn),
+    /// The host has access to the page already.
+    HostHasAccess(Pfn),
     /// Nothing is mapped at the guest page.
     Missing(Gfn),
     /// The guest page was taken by force.

@@ -11,7 +11,7 @@ use super::{Error, Host, HypSpace, TOPUP_RESERVE, chunk};
 use crate::addr::{Gfn, Pages, Pfn};
 use crate::machine::Machine;
 use crate::memory::MemoryMap;
-use crate::pgtable::stage2::Sharing;
+use crate::pgtable::stage2::{Entry, Sharing};
 use abi::page::{Permissions, Pool};
 use arrayvec::ArrayVec;
 
@@ -181,7 +181,7 @@ pub fn host_unshare_guest<M: Machine>(
     let gfns = guest.before_gap(machine, gfns).map_err(|gap| gap.error(gfns.start()))?;
     guest.prepare(machine, host, gfns, |sharing| sharing == Sharing::Borrowed)?;
     // Commit: the guest loses the pages before they are the host's alone.
-    guest.take_pieces(machine, gfns, |piece| host.give(machine, piece.pfns, Sharing::Owned));
+    guest.take_pieces(machine, gfns, Entry::Empty, |piece| host.give(machine, piece.pfns, Sharing::Owned));
     Ok(gfns.count())
 }
 

@@ -1,5 +1,5 @@
 //! Runs the guests that test the hypervisor from inside, each as the argument says:
-//! `registers`, `survey`, `psci`, `smccc`, `memory`, `immediate`, `mmio`, `unguarded`, `traps`, `spin`, `plain`.
+//! `registers`, `survey`, `psci`, `smccc`, `memory`, `poison`, `immediate`, `mmio`, `unguarded`, `traps`, `spin`, `plain`.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

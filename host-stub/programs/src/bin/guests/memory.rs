@@ -1,7 +1,8 @@
 //! Guests that work on their memory and devices.
 
+use abi::HostCall;
 use guest_stub::protocol::{DEVICE_BASE, GREETING, PAGE_SIZE, RAM_BASE, RAM_SIZE, SCRATCH, STRANGER_BASE};
-use host_programs::deed::Deed;
+use host_programs::deed::{Deed, Touch};
 use host_programs::kvm::Exit;
 use host_programs::machine::{Event, Machine, Options};
 use host_programs::steps::{Hex, Steps};
@@ -35,6 +36,31 @@ pub(crate) fn memory(steps: &mut Steps) -> Result<(), Failure> {
     let mut machine = Machine::new(&Options::protected("memory", 1))?;
     machine.run_to_phase(steps)?;
     no_memory_at(&mut machine, RAM_BASE + RAM_SIZE, "a-touch-beyond-memory-tells-its-page", steps)
+}
+
+/// The host takes a page of a running guest by force.
+pub(crate) fn poison(steps: &mut Steps) -> Result<(), Failure> {
+    steps.tell("The host takes a private page of a guest by force; the guest finds poison and goes on.");
+    let deed = Deed::open()?;
+    let mut machine = Machine::new(&Options::protected("memory", 2))?;
+    let [phase, ipa, ..] = machine.run_to_phase(steps)?;
+    let offset = ipa.wrapping_sub(RAM_BASE);
+    let taken = deed.gmem_pfn(machine.memory_file(), offset)?;
+    let Some(pfn) = taken.filter(|_| phase == 3) else {
+        return Err(failure!("the guest is in phase {phase} and has no page at {ipa:#x}"));
+    };
+    let private = deed.load(pfn * PAGE_SIZE)?;
+    let aborts = private.is_injected_abort(pfn * PAGE_SIZE);
+    steps.check("before-it-is-taken-the-host-cannot-read-it", "abort", private, aborts);
+    deed.must(HostCall::ForceReclaim { pfn, pages: 1 })?;
+    let wiped = deed.load(pfn * PAGE_SIZE)?;
+    steps.check("the-page-is-the-hosts-and-zeros", Touch::Done(0), wiped, wiped == Touch::Done(0));
+    let again = deed.call(HostCall::ForceReclaim { pfn, pages: 1 })?;
+    steps.check("a-second-time-it-is-the-hosts-already", "Again", again, again.is_error(abi::Error::Again));
+    let vm = deed.vm_handle(machine.vm())?;
+    let back = deed.call(HostCall::DonateGuest { vm, pfn, gfn: ipa / PAGE_SIZE, pages: 1 })?;
+    steps.check("poison-is-no-place-for-memory", "Permission", back, back.is_error(abi::Error::Permission));
+    ends(&mut machine, "guest-runs-to-its-end", steps)
 }
 
 fn outcome<T>(result: &Result<T, host_programs::arch::Signal>) -> &dyn core::fmt::Display {

@@ -14,6 +14,7 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
         }
         [_, "traps", ..] => alone("traps", "A guest reaches for what it must not reach.", steps),
         [_, "memory", ..] => memory::memory(steps),
+        [_, "poison", ..] => memory::poison(steps),
         [_, "mmio", ..] => memory::mmio(steps),
         [_, "unguarded", ..] => memory::unguarded(steps),
         [_, "immediate", ..] => memory::immediate(steps),

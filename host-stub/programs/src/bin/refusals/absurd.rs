@@ -7,7 +7,7 @@ extern crate alloc;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use abi::Error::{Invalid, NoEntry, Permission, Range};
+use abi::Error::{Again, Invalid, NoEntry, Permission, Range};
 use abi::host::{CALLS, FIRST};
 use abi::page::{Permissions, Pool};
 use abi::{HostCall, VmFlags, VmHandle};
@@ -64,6 +64,7 @@ impl Scene {
         let tables = |pfn, pages| HostCall::PoolTopUp { pool: Pool::Tables, pfn, pages };
         let records = |pfn, pages| HostCall::PoolTopUp { pool: Pool::Metadata, pfn, pages };
         let vm_tables = |pfn, pages| HostCall::VmTopUp { vm, pfn, pages };
+        let force = |pfn, pages| HostCall::ForceReclaim { pfn, pages };
         vec![
             refusal("share-of-no-pages", share(spare, 0), Invalid),
             refusal("share-of-2-to-the-52-pages", share(spare, 1 << 52), Invalid),
@@ -100,6 +101,13 @@ impl Scene {
                 words(0x01, [2, spare, 1, 0]),
                 Expected::Error(Invalid),
             ),
+            refusal("force-on-no-pages", force(spare, 0), Invalid),
+            refusal("force-on-all-numbers-of-pages", force(spare, u64::MAX), Invalid),
+            refusal("force-beyond-physical-addresses", force(PFN_LIMIT, 1), Invalid),
+            refusal("force-on-a-device", force(DEVICE, 1), Permission),
+            refusal("force-on-the-hypervisor", force(hyp, 1), Permission),
+            refusal("force-on-a-vms-root", force(root, 1), Permission),
+            refusal("force-on-the-hosts-own-page", force(spare, 1), Again),
             refusal("question-beyond-physical-addresses", HostCall::QueryPage { pfn: PFN_LIMIT }, Invalid),
             refusal("question-about-all-ones", HostCall::QueryPage { pfn: u64::MAX }, Invalid),
         ]

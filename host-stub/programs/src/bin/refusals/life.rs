@@ -128,6 +128,11 @@ pub(crate) fn protected_vm(deed: &Deed, steps: &mut Steps) -> Result<(), Failure
             refusal("donation-to-a-dying-vm", donate(page + 1, GFN + 1), Permission),
             refusal("vcpu-for-a-dying-vm", HostCall::VcpuCreate { vm, vcpu: 1 }, Permission),
             refusal("run-of-a-dying-vm", run, Permission),
+            refusal(
+                "force-on-a-page-of-a-dying-vm",
+                HostCall::ForceReclaim { pfn: page, pages: 1 },
+                Permission,
+            ),
             refusal("end-with-a-page-that-is-not-reclaimed", finish, Busy),
             refusal(
                 "reclaim-where-nothing-is",
