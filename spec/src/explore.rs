@@ -80,7 +80,7 @@ impl<const P: usize, const V: usize, const G: usize> Game<P, V, G> {
                     if next == *state {
                         continue;
                     }
-                    let broken = broken_by_step(state, outcome, &next).or_else(|| self.broken(&next));
+                    let broken = broken_by_step(state, *call, outcome, &next).or_else(|| self.broken(&next));
                     let origin = Origin { before: (first + offset) as u32, call: number as u16 };
                     if let Some(what) = broken {
                         report.broken = Some((what, self.story(&origins, origin)));

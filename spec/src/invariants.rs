@@ -11,11 +11,12 @@
 //! | I7 | the number of pages that a VM counts is their number; only pages lent to the hypervisor are pinned |
 //! | I8 | no call stops [`step`](crate::step()): the explorer tries absurd ones too |
 //! | I9 | a VM that is gone stays gone, and none changes its kind |
+//! | poison | a page taken by force stays marked; a living guest loses a page only so, or by its own call |
 //! | host | with a host that means well, what a program has mapped or the kernel holds is accessible |
 //!
 //! I6 and I10 are about TLBs and registers.
 
-use crate::call::Outcome;
+use crate::call::{Call, Outcome};
 use crate::state::{Content, GuestEntry, HostEntry, Page, Phase, Sharing, State, Use, Vm};
 use abi::page::OwnerKind;
 
@@ -26,6 +27,9 @@ pub fn broken_by_state<const P: usize, const V: usize, const G: usize>(
     // How often a page is shown by a guest of any VM.
     let mut shown = [0u8; P];
     for (number, vm) in state.vms.iter().enumerate() {
+        if !vm.protected && vm.entries.contains(&GuestEntry::Poisoned) {
+            return Some("poison: the host took by force what it only lends");
+        }
         let mut pages = 0;
         for (gfn, entry) in vm.entries.iter().enumerate() {
             let GuestEntry::Page { pfn, sharing } = *entry else { continue };
@@ -130,6 +134,7 @@ pub fn broken_in_window<const P: usize, const V: usize, const G: usize>(
 /// Finds what a step breaks.
 pub fn broken_by_step<const P: usize, const V: usize, const G: usize>(
     before: &State<P, V, G>,
+    call: Call,
     outcome: Outcome,
     after: &State<P, V, G>,
 ) -> Option<&'static str> {
@@ -150,6 +155,40 @@ pub fn broken_by_step<const P: usize, const V: usize, const G: usize>(
         if old.phase != Phase::Unborn && kind_changed {
             return Some("I9: a VM changed its kind");
         }
+        if new.phase != Phase::Gone
+            && let Some(broken) = old
+                .entries
+                .iter()
+                .zip(&new.entries)
+                .find_map(|(old_entry, new_entry)| broken_by_loss(old, call, *old_entry, *new_entry))
+        {
+            return Some(broken);
+        }
+    }
+    None
+}
+
+/// Finds what the loss of a guest's page breaks.
+fn broken_by_loss<const G: usize>(
+    vm: &Vm<G>,
+    call: Call,
+    old: GuestEntry,
+    new: GuestEntry,
+) -> Option<&'static str> {
+    let had_page = matches!(old, GuestEntry::Page { .. });
+    let has_page = matches!(new, GuestEntry::Page { .. });
+    let gave_it_up = matches!(call, Call::Relinquish { .. });
+    if old == GuestEntry::Poisoned && new != old {
+        return Some("poison: what was taken by force is not marked any more");
+    }
+    if had_page
+        && !has_page
+        && vm.protected
+        && vm.phase == Phase::Live
+        && new != GuestEntry::Poisoned
+        && !gave_it_up
+    {
+        return Some("poison: a living guest lost a page and cannot know");
     }
     None
 }

@@ -1,6 +1,6 @@
 use crate::call::{Call, Outcome};
 use crate::explore::{Game, Report};
-use crate::state::{HostEntry, Run, State};
+use crate::state::{GuestEntry, HostEntry, Run, State};
 use crate::step::{World, step};
 use crate::worlds;
 use abi::page::Pool;
@@ -20,6 +20,7 @@ fn small(rules: fn(&World, &Small, Call, Option<Pool>) -> (Outcome, Small)) -> R
             Call::UnshareHyp { pfns },
             Call::Pin { pfn },
             Call::Unpin { pfn },
+            Call::ForceReclaim { pfns },
             Call::DonateGuest { vm: 0, pfn, gfn: 0, count: 1 },
         ]);
     }
@@ -30,6 +31,7 @@ fn small(rules: fn(&World, &Small, Call, Option<Pool>) -> (Outcome, Small)) -> R
         Call::Share { vm: 0, gfns },
         Call::Unshare { vm: 0, vcpu: 0, gfns },
         Call::Relinquish { vm: 0, gfns },
+        Call::GuardMap { vm: 0, gfns },
         Call::VmTeardownStart { vm: 0 },
         Call::ReclaimGuest { vm: 0, gfns },
         Call::VmTeardownFinish { vm: 0 },
@@ -70,6 +72,35 @@ fn without_wipe(world: &World, state: &Small, call: Call, lack: Option<Pool>) ->
     (outcome, next)
 }
 
+/// The rules, but force leaves no poison.
+fn without_poison(world: &World, state: &Small, call: Call, lack: Option<Pool>) -> (Outcome, Small) {
+    let (outcome, mut next) = step(world, state, call, lack);
+    if let Call::ForceReclaim { .. } = call {
+        next.vms[0].entries = next.vms[0].entries.map(|entry| match entry {
+            GuestEntry::Poisoned => GuestEntry::Empty,
+            other => other,
+        });
+    }
+    (outcome, next)
+}
+
+/// The rules, but a device may be enrolled over poison.
+fn with_a_device_over_poison(
+    world: &World,
+    state: &Small,
+    call: Call,
+    lack: Option<Pool>,
+) -> (Outcome, Small) {
+    let (outcome, mut next) = step(world, state, call, lack);
+    match call {
+        Call::GuardMap { .. } if state.vms[0].entries == [GuestEntry::Poisoned] => {
+            next.vms[0].entries = [GuestEntry::Device];
+            (Outcome::Done(1), next)
+        }
+        _ => (outcome, next),
+    }
+}
+
 /// The rules, but a pin does not keep a page from being unshared.
 fn without_pin_check(world: &World, state: &Small, call: Call, lack: Option<Pool>) -> (Outcome, Small) {
     let (outcome, next) = step(world, state, call, lack);
@@ -92,6 +123,16 @@ fn a_reclaim_that_does_not_wipe_is_found_by_the_shortest_story() {
     for (line, word) in story.iter().zip(["VmCreate", "Donate", "GuestStore", "TeardownStart", "Reclaim"]) {
         assert!(line.starts_with(word) || line.contains(word), "{line}");
     }
+}
+
+#[test]
+fn force_without_a_trace_is_found() {
+    let (what, story) = small(without_poison).broken.unwrap();
+    assert_eq!(what, "poison: a living guest lost a page and cannot know");
+    assert_eq!(story.len(), 3, "{story:#?}");
+    let (what, story) = small(with_a_device_over_poison).broken.unwrap();
+    assert_eq!(what, "poison: what was taken by force is not marked any more");
+    assert_eq!(story.len(), 4, "{story:#?}");
 }
 
 #[test]

@@ -734,6 +734,32 @@ mod tests {
     }
 
     #[test]
+    fn a_page_taken_by_force_is_an_external_abort_and_nothing_of_the_hosts() {
+        let unguarded = VmFlags { mmio_unguarded: true, ..ASK_FIRST };
+        for flags in [ASK_FIRST, unguarded] {
+            let (world, vm) = booted(flags);
+            donate(&world, vm, 0x100, RAM);
+            world.ok(HostCall::ForceReclaim { pfn: RAM_START + 0x100, pages: 1 });
+            for iss in [0, esr::WNR, ISV | 2 << 22 | 5 << 16 | esr::WNR] {
+                touches(&world, TRANSLATION_3 | iss, RAM + 8);
+                handles(&world, 0x25 << 26 | IL | esr::S1PTW | iss & esr::WNR | 0b01_0000);
+                assert_eq!(run(&world, vm), Exit::Interrupted, "the host sees no exit about it");
+            }
+            guest(&world, |context| {
+                context.pc = ENTRY;
+                abort(class::INSTRUCTION_ABORT, TRANSLATION_3, RAM)
+            });
+            handles(&world, 0x21 << 26 | IL | esr::S1PTW | 0b01_0000);
+            assert_eq!(run(&world, vm), Exit::Interrupted);
+            for call in [guest::MEM_SHARE, guest::MEM_UNSHARE, guest::MEM_RELINQUISH, guest::MMIO_GUARD_MAP] {
+                calls(&world, call, [RAM, 1, 0]);
+                finds(&world, [INVALID_PARAMETER, 0, 0, 0]);
+                assert_eq!(run(&world, vm), Exit::Interrupted, "{call:#x}");
+            }
+        }
+    }
+
+    #[test]
     fn a_permission_fault_of_a_protected_guest_is_its_own() {
         let (world, vm) = booted(ASK_FIRST);
         touches(&world, 0b00_1111 | esr::WNR, RAM);
