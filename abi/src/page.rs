@@ -32,6 +32,9 @@ impl HostState {
     }
 }
 
+/// Guest pages, of one VM or several, that one page of the host can be lent to at a time.
+pub const MAX_BORROWERS: u8 = 63;
+
 /// Who owns a page. Every page of RAM has exactly one owner (invariant I1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]

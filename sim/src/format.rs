@@ -6,8 +6,14 @@
 const TABLE_OR_PAGE: u64 = 0b11;
 /// Output address of a table or page descriptor.
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
-/// Software bits 58:55, which the hardware ignores.
-const SOFTWARE: u64 = 0b1111 << 55;
+/// Bits of a leaf that the hardware ignores and software uses: 58:55, and at stage 2 also 62:59, VTCR_EL2.HWU59 to
+/// HWU62 being 0 on this machine.
+const fn software(format: Format) -> u64 {
+    match format {
+        Format::Stage2 => 0xff << 55,
+        Format::El2 => 0xf << 55,
+    }
+}
 /// Access flag.
 const AF: u64 = 1 << 10;
 /// Bits 49:48: address bits of a feature (FEAT_LPA) that this machine lacks.
@@ -82,7 +88,7 @@ fn limits(format: Format, word: u64) -> Limits {
 fn leaf(format: Format, level: u8, word: u64) -> LeafDesc {
     let pa = word & ADDRESS & !(span(level) - 1);
     let accessed = word & AF != 0;
-    let sw = (word >> 55 & 0xf) as u8;
+    let sw = ((word & software(format)) >> 55) as u8;
     match format {
         // S2AP: bit 6 read, bit 7 write. XN[1:0] = 0b10 bars both EL1 and EL0; any other value lets one of
         // them execute. Whether the page can be read plays no part.
@@ -120,7 +126,7 @@ pub(crate) fn significant(format: Format, level: u8, word: u64) -> u64 {
         (Desc::Invalid, _) => 0,
         (Desc::Table { .. }, Format::Stage2) => word & (ADDRESS | 0b11),
         (Desc::Table { .. }, Format::El2) => word & (ADDRESS | HIERARCHICAL | 0b11),
-        (Desc::Leaf(_), _) => word & !SOFTWARE,
+        (Desc::Leaf(_), _) => word & !software(format),
     }
 }
 
@@ -214,7 +220,7 @@ mod tests {
         for bit in 2..64 {
             let same =
                 significant(Format::Stage2, 3, word) == significant(Format::Stage2, 3, word ^ 1 << bit);
-            assert_eq!(same, (55..=58).contains(&bit), "bit {bit}");
+            assert_eq!(same, (55..=62).contains(&bit), "bit {bit}");
         }
     }
 

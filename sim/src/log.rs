@@ -100,7 +100,7 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Violation {
     /// A live, valid descriptor was replaced by another valid one that translates differently, without
-    /// break-before-make (Arm ARM D8.16.1). Only software bits 58:55 may change in place.
+    /// break-before-make (Arm ARM D8.16.1). Only bits that hardware ignores may change in place.
     ValidToValid {
         /// The descriptor.
         pa: u64,

@@ -115,6 +115,7 @@ impl Chooser {
         let to_hyp = state.pages.iter().filter(|page| matches!(page.host, HostEntry::Hyp(_))).count();
         let host_owns = |host: &HostEntry| *host == HostEntry::Owned;
         let lent = |host: &HostEntry| *host == HostEntry::LentToHyp;
+        let lendable = |host: &HostEntry| matches!(host, HostEntry::Owned | HostEntry::LentToGuests(_));
         let of_guest = |host: &HostEntry| matches!(host, HostEntry::Guest { .. });
         let empty = |entry: &GuestEntry| *entry == GuestEntry::Empty;
         let device = |entry: &GuestEntry| *entry == GuestEntry::Device;
@@ -138,7 +139,8 @@ impl Chooser {
             }
             13 if to_hyp < P / 2 => Call::VmTopUp { vm, pfns: self.pfns(state, host_owns) },
             14..=25 => {
-                let (pfns, gfns) = (self.pfns(state, host_owns), self.gfns(of, empty));
+                let wanted = if of.protected { host_owns } else { lendable };
+                let (pfns, gfns) = (self.pfns(state, wanted), self.gfns(of, empty));
                 let count = if pfns.count > 9 { pfns.count } else { gfns.count };
                 // No run leaves the guest's part of the world where there is something behind it.
                 let count = if self.ends_with_space { count } else { count.min(G as u64 - gfns.first) };

@@ -299,15 +299,15 @@ impl<const P: usize, const V: usize> Names<P, V> {
     }
 }
 
-/// What tells pages apart but their names: what the books say of them, and the guest that shows them.
-type Look = (Page, Option<(u8, u8)>);
+/// What tells pages apart but their names: what the books say of them, and which guest pages show them, a bit each.
+type Look = (Page, u64);
 
 fn looks<const P: usize, const V: usize, const G: usize>(state: &State<P, V, G>) -> [Look; P] {
-    let mut looks = state.pages.map(|page| (page, None));
+    let mut looks = state.pages.map(|page| (page, 0));
     for (number, vm) in state.vms.iter().enumerate() {
         for (gfn, entry) in vm.entries.iter().enumerate() {
             if let GuestEntry::Page { pfn, .. } = entry {
-                looks[usize::from(*pfn)].1 = Some((number as u8, gfn as u8));
+                looks[usize::from(*pfn)].1 |= 1 << (number * G + gfn);
             }
         }
     }
@@ -372,13 +372,13 @@ pub fn encode<const P: usize, const V: usize, const G: usize>(state: &State<P, V
         let host = match page.host {
             HostEntry::Owned => 0,
             HostEntry::LentToHyp => 1,
-            HostEntry::LentToGuest => 2,
-            HostEntry::Borrowed => 3,
-            HostEntry::Hyp(Use::Pool) => 4,
-            HostEntry::Hyp(Use::Vm(vm)) => 5 + usize::from(vm),
-            HostEntry::Guest { vm, gfn } => 5 + V + usize::from(vm) * G + usize::from(gfn),
+            HostEntry::Borrowed => 2,
+            HostEntry::Hyp(Use::Pool) => 3,
+            HostEntry::Hyp(Use::Vm(vm)) => 4 + usize::from(vm),
+            HostEntry::Guest { vm, gfn } => 4 + V + usize::from(vm) * G + usize::from(gfn),
+            HostEntry::LentToGuests(borrowers) => 4 + V + V * G + usize::from(borrowers) - 1,
         };
-        put(host, 5 + V + V * G);
+        put(host, 4 + V + 2 * V * G);
         put(page.pins as usize, MAX_HOLDS as usize + 1);
         put(page.content as usize, 3);
         put(usize::from(page.mapped) << 1 | usize::from(page.held), 4);

@@ -4,7 +4,7 @@ use crate::call::Outcome;
 use crate::state::{Content, GuestEntry, HostEntry, Phase, Run, Sharing, Use, VCPUS, Vm};
 use crate::step::{Answer, BOTH, INVALID, NO_ENTRY, PERMISSION, ROOT, TABLES, Turn};
 use abi::Error;
-use abi::page::{Permissions, Pool};
+use abi::page::{MAX_BORROWERS, Permissions, Pool};
 
 impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
     pub(crate) fn pool_top_up(&mut self, pool: Pool, pfns: Run) -> Answer {
@@ -66,16 +66,22 @@ impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
         self.span(gfns)?;
         let count = self.chunk(self.world.pfn, pfns).count.min(self.chunk(self.world.gfn, gfns).count);
         let (pfns, gfns) = (Run { count, ..pfns }, Run { count, ..gfns });
-        self.host_has(pfns, HostEntry::Owned)?;
+        match lend {
+            None => self.host_has(pfns, HostEntry::Owned)?,
+            Some(_) => self.host_can_lend(pfns)?,
+        }
         let entries = &self.state.vms[usize::from(vm)].entries;
         if entries[gfns.indices()].iter().any(|entry| *entry != GuestEntry::Empty) {
             return Err(PERMISSION);
         }
         self.supply(BOTH)?;
         for (pfn, gfn) in pfns.indices().zip(gfns.indices()) {
-            let (host, sharing) = match lend {
-                None => (HostEntry::Guest { vm, gfn: gfn as u16 }, Sharing::Owned),
-                Some(permissions) => (HostEntry::LentToGuest, Sharing::Borrowed(permissions)),
+            let (host, sharing) = match (lend, self.state.pages[pfn].host) {
+                (None, _) => (HostEntry::Guest { vm, gfn: gfn as u16 }, Sharing::Owned),
+                (Some(permissions), HostEntry::LentToGuests(borrowers)) => {
+                    (HostEntry::LentToGuests(borrowers + 1), Sharing::Borrowed(permissions))
+                }
+                (Some(permissions), _) => (HostEntry::LentToGuests(1), Sharing::Borrowed(permissions)),
             };
             self.state.pages[pfn].host = host;
             let entry = &mut self.state.vms[usize::from(vm)].entries[gfn];
@@ -83,6 +89,17 @@ impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
         }
         self.state.vms[usize::from(vm)].pages += count as u16;
         Ok(Outcome::Done(count))
+    }
+
+    /// The host owns every page and lends it to nobody but guests, and to not too many of them: the first page that
+    /// is wrong decides.
+    fn host_can_lend(&self, pfns: Run) -> Result<(), Outcome> {
+        pfns.indices().try_for_each(|pfn| match self.state.pages[pfn].host {
+            HostEntry::Owned => Ok(()),
+            HostEntry::LentToGuests(borrowers) if borrowers < MAX_BORROWERS => Ok(()),
+            HostEntry::LentToGuests(_) => Err(Outcome::Refused(Error::Busy)),
+            _ => Err(PERMISSION),
+        })
     }
 
     pub(crate) fn unshare_guest(&mut self, vm: u8, gfns: Run) -> Answer {

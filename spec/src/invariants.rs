@@ -3,12 +3,12 @@
 //!
 //! | id | here |
 //! |---|---|
-//! | I1 | a page has one owner: no two guest pages, of one guest or two, show the same page |
+//! | I1 | a page has one owner: no two guest pages, of one guest or two, show the same page, unless the host lends it |
 //! | I2 | both sides' books agree, so whoever reaches a page is its owner or its borrower on both sides |
 //! | I3 | what is the hypervisor's is out of reach of host and guests |
 //! | I4 | what the host can read is no secret, and pages that leave a guest's private memory or the hypervisor are zeros |
 //! | I5 | a refusal changes nothing |
-//! | I7 | the number of pages that a VM counts is their number; only pages lent to the hypervisor are pinned |
+//! | I7 | the number of pages that a VM counts is their number, as is that of a page's loans; only pages lent to the hypervisor are pinned |
 //! | I8 | no call stops [`step`](crate::step()): the explorer tries absurd ones too |
 //! | I9 | a VM that is gone stays gone, and none changes its kind |
 //! | poison | a page taken by force stays marked; a living guest loses a page only so, or by its own call |
@@ -50,12 +50,17 @@ pub fn broken_by_state<const P: usize, const V: usize, const G: usize>(
         }
     }
     for (page, shown) in state.pages.iter().zip(shown) {
-        if shown > 1 {
+        if let HostEntry::LentToGuests(borrowers) = page.host
+            && borrowers != shown
+        {
+            return Some("I7: a page is lent to another number of guest pages than show it");
+        }
+        if shown > 1 && !matches!(page.host, HostEntry::LentToGuests(_)) {
             return Some("I1: a page is shown twice");
         }
         let by_guest =
-            matches!(page.host, HostEntry::Guest { .. } | HostEntry::Borrowed | HostEntry::LentToGuest);
-        if by_guest != (shown == 1) {
+            matches!(page.host, HostEntry::Guest { .. } | HostEntry::Borrowed | HostEntry::LentToGuests(_));
+        if by_guest != (shown > 0) {
             return Some("I2: the host's books name a guest that has no such page");
         }
         if let HostEntry::Hyp(Use::Vm(vm)) = page.host
@@ -84,7 +89,7 @@ fn broken_by_page<const G: usize>(
     let agrees = match sharing {
         Sharing::Owned => page.host == HostEntry::Guest { vm: number as u8, gfn: gfn as u16 },
         Sharing::Shared => page.host == HostEntry::Borrowed,
-        Sharing::Borrowed(_) => page.host == HostEntry::LentToGuest,
+        Sharing::Borrowed(_) => matches!(page.host, HostEntry::LentToGuests(_)),
     };
     if matches!(page.host, HostEntry::Hyp(_)) {
         return Some("I3: a guest reaches what is the hypervisor's");
@@ -103,11 +108,13 @@ fn broken_by_page<const G: usize>(
 pub fn broken_in_window<const P: usize, const V: usize, const G: usize>(
     state: &State<P, V, G>,
 ) -> Option<&'static str> {
+    let mut shown = [0u8; P];
     for (number, vm) in state.vms.iter().enumerate() {
         let mut pages = 0;
         for (gfn, entry) in vm.entries.iter().enumerate() {
             let GuestEntry::Page { pfn, sharing } = *entry else { continue };
             pages += 1;
+            shown[usize::from(pfn)] = shown[usize::from(pfn)].saturating_add(1);
             if let Some(broken) = broken_by_page(&state.pages[usize::from(pfn)], number, vm, gfn, sharing) {
                 return Some(broken);
             }
@@ -116,7 +123,10 @@ pub fn broken_in_window<const P: usize, const V: usize, const G: usize>(
             return Some("I7: a VM counts fewer pages than it has");
         }
     }
-    for (pfn, page) in state.pages.iter().enumerate() {
+    for (pfn, (page, shown)) in state.pages.iter().zip(shown).enumerate() {
+        if matches!(page.host, HostEntry::LentToGuests(borrowers) if borrowers < shown) {
+            return Some("I7: a page is lent to fewer guest pages than show it");
+        }
         if let HostEntry::Guest { vm, gfn } = page.host
             && let Some(vm) = state.vms.get(usize::from(vm))
             && vm.entries.get(usize::from(gfn))

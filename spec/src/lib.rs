@@ -12,8 +12,6 @@
 //! | [`invariants`] | what always holds |
 //! | [`chooser`] | random calls for tests to play |
 //! | [`explore`] | every state of a small world, and the story of the shortest way to a broken one |
-//!
-//! Not there yet: pages lent to several guests.
 
 #![cfg_attr(not(any(test, feature = "explore")), no_std)]
 #![forbid(unsafe_code)]

@@ -43,8 +43,8 @@ pub enum HostEntry {
     Owned,
     /// The host's, and lent to the hypervisor.
     LentToHyp,
-    /// The host's, and lent to a VM that is not protected. Its guest's entry says which.
-    LentToGuest,
+    /// The host's, and lent to so many guest pages of VMs that are not protected. The guests' entries say which.
+    LentToGuests(u8),
     /// A guest's, and shared with the host. Its guest's entry says which.
     Borrowed,
     /// The hypervisor's.
@@ -98,7 +98,7 @@ impl Page {
     pub const fn host_state(&self) -> HostState {
         match self.host {
             HostEntry::Owned => HostState::Owned,
-            HostEntry::LentToHyp | HostEntry::LentToGuest => HostState::SharedOwned,
+            HostEntry::LentToHyp | HostEntry::LentToGuests(_) => HostState::SharedOwned,
             HostEntry::Borrowed => HostState::SharedBorrowed,
             HostEntry::Hyp(_) | HostEntry::Guest { .. } => HostState::NoPage,
         }
@@ -107,7 +107,7 @@ impl Page {
     /// Whose it is.
     pub const fn owner(&self) -> OwnerKind {
         match self.host {
-            HostEntry::Owned | HostEntry::LentToHyp | HostEntry::LentToGuest => OwnerKind::Host,
+            HostEntry::Owned | HostEntry::LentToHyp | HostEntry::LentToGuests(_) => OwnerKind::Host,
             HostEntry::Borrowed | HostEntry::Guest { .. } => OwnerKind::Guest,
             HostEntry::Hyp(_) => OwnerKind::Hyp,
         }

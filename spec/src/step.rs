@@ -182,13 +182,12 @@ impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
         gfns.indices().all(|gfn| match self.state.vms[usize::from(vm)].entries[gfn] {
             GuestEntry::Page { pfn, sharing } => {
                 let host = self.state.pages[usize::from(pfn)].host;
-                fits(sharing)
-                    && host
-                        == match sharing {
-                            Sharing::Owned => HostEntry::Guest { vm, gfn: gfn as u16 },
-                            Sharing::Shared => HostEntry::Borrowed,
-                            Sharing::Borrowed(_) => HostEntry::LentToGuest,
-                        }
+                let agrees = match sharing {
+                    Sharing::Owned => host == HostEntry::Guest { vm, gfn: gfn as u16 },
+                    Sharing::Shared => host == HostEntry::Borrowed,
+                    Sharing::Borrowed(_) => matches!(host, HostEntry::LentToGuests(_)),
+                };
+                fits(sharing) && agrees
             }
             _ => false,
         })
@@ -224,7 +223,11 @@ impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
             if matches!(entry, GuestEntry::Page { sharing: Sharing::Owned, .. }) {
                 page.content = Content::Zeros;
             }
-            page.host = HostEntry::Owned;
+            page.host = match page.host {
+                // Others borrow it still.
+                HostEntry::LentToGuests(borrowers) if borrowers > 1 => HostEntry::LentToGuests(borrowers - 1),
+                _ => HostEntry::Owned,
+            };
             *entry = GuestEntry::Empty;
         });
         self.state.vms[usize::from(vm)].pages -= gfns.count as u16;

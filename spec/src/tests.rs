@@ -3,7 +3,7 @@ use crate::explore::{Game, Report};
 use crate::state::{GuestEntry, HostEntry, Run, State};
 use crate::step::{World, step};
 use crate::worlds;
-use abi::page::Pool;
+use abi::page::{MAX_BORROWERS, Permissions, Pool};
 
 /// Where the explorer's small tests play.
 const WORLD: World = World { pfn: 0x40_0100, pages: 4, gfn: 0x100, gfns: 1, pins: 2 };
@@ -133,6 +133,60 @@ fn force_without_a_trace_is_found() {
     let (what, story) = small(with_a_device_over_poison).broken.unwrap();
     assert_eq!(what, "poison: what was taken by force is not marked any more");
     assert_eq!(story.len(), 4, "{story:#?}");
+}
+
+type Lending = State<6, 2, 2>;
+
+/// The rules, but the end of one loan is the end of all.
+fn with_the_end_of_one_loan_for_all(
+    world: &World,
+    state: &Lending,
+    call: Call,
+    lack: Option<Pool>,
+) -> (Outcome, Lending) {
+    let (outcome, mut next) = step(world, state, call, lack);
+    if let Call::UnshareGuest { .. } = call {
+        for (old, new) in state.pages.iter().zip(&mut next.pages) {
+            if old.host != new.host {
+                new.host = HostEntry::Owned;
+            }
+        }
+    }
+    (outcome, next)
+}
+
+#[test]
+fn the_end_of_a_loan_that_forgets_another_is_found_with_one_guest_or_two() {
+    let mut game = worlds::hostile();
+    game.rules = with_the_end_of_one_loan_for_all;
+    let permissions = Permissions::ALL;
+    let root = |root| Call::VmCreate { protected: false, immediate: false, root };
+    let share = |vm, gfn| Call::ShareGuest { vm, pfn: 4, gfn, count: 1, permissions };
+    let unshare = Call::UnshareGuest { vm: 0, gfns: Run::one(0) };
+    let one_guest = vec![root(0), share(0, 0), share(0, 1), unshare];
+    let two_guests = vec![root(0), root(2), share(0, 0), share(1, 0), unshare];
+    for calls in [one_guest, two_guests] {
+        (game.calls, game.merged) = (calls, false);
+        let (what, story) = game.explore().broken.unwrap();
+        assert_eq!(what, "I2: the two sides' books disagree");
+        assert_eq!(story.len(), game.calls.len(), "{story:#?}");
+    }
+}
+
+#[test]
+fn a_page_is_lent_as_often_as_can_be_and_not_once_more() {
+    let mut state: State<2, 1, 64> = State::new();
+    let world = World { pfn: 0x40_0100, pages: 2, gfn: 0x100, gfns: 64, pins: 2 };
+    state.vms[0].phase = crate::state::Phase::Live;
+    let share = |gfn| Call::ShareGuest { vm: 0, pfn: 1, gfn, count: 1, permissions: Permissions::ALL };
+    for gfn in 0..u64::from(MAX_BORROWERS) {
+        let (outcome, next) = step(&world, &state, share(gfn), None);
+        assert_eq!(outcome, Outcome::Done(1));
+        state = next;
+    }
+    assert_eq!(crate::invariants::broken_by_state(&state), None);
+    let refused = (Outcome::Refused(abi::Error::Busy), state);
+    assert_eq!(step(&world, &state, share(MAX_BORROWERS.into()), None), refused);
 }
 
 #[test]

@@ -441,7 +441,7 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
         let census = self.core.census();
         let real = [census.host_shared, census.guest, census.guest_shared];
         let expected = [
-            count(|host| matches!(host, HostEntry::LentToHyp | HostEntry::LentToGuest)),
+            count(|host| matches!(host, HostEntry::LentToHyp | HostEntry::LentToGuests(_))),
             count(|host| matches!(host, HostEntry::Guest { .. })),
             count(|host| matches!(host, HostEntry::Borrowed)),
         ];

@@ -13,7 +13,8 @@ use aarch64_cpu::registers::{
 };
 
 /// VTCR_EL2 for stage 2 of `ipa_bits`, at most 40: 4 KiB granule, starting at level 1 (two concatenated
-/// tables for 40 bits), tables in write-back inner-shareable memory, 8-bit VMIDs.
+/// tables for 40 bits), tables in write-back inner-shareable memory, 8-bit VMIDs. HWU59 to HWU62 are 0: hardware
+/// ignores bits 62:59 of a leaf, where the host's table counts loans (`pgtable/stage2.rs`).
 pub fn vtcr(features: &Features, ipa_bits: u32) -> u64 {
     const RES1: u64 = 1 << 31;
     const START_LEVEL_1: u64 = 1 << 6;

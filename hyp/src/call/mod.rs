@@ -31,7 +31,7 @@ impl From<OwnershipError> for HostResult {
             E::HostHasAccess(_) => Error::Again,
             E::Missing(_) | E::NoVm => Error::NoEntry,
             E::Poisoned(_) => Error::Poisoned,
-            E::Pinned(_) | E::TooManyPins => Error::Busy,
+            E::Pinned(_) | E::TooManyPins | E::TooManyBorrowers(_) => Error::Busy,
         };
         Self::refused(error)
     }

@@ -37,7 +37,8 @@ fn host_entry<M: Machine>(hypervisor: &Hypervisor<M>, host: &Host, window: &Wind
         Some(Entry::Page(page)) if page.pfn != pfn || page.permissions != rights => ODD,
         Some(Entry::Page(page)) => match page.sharing {
             Leaf::Owned => HostEntry::Owned,
-            Leaf::Shared => HostEntry::LentToGuest,
+            Leaf::Lent(borrowers) => HostEntry::LentToGuests(borrowers.get()),
+            Leaf::Shared => ODD,
             Leaf::Borrowed => HostEntry::Borrowed,
             Leaf::SharedWithHyp => HostEntry::LentToHyp,
         },
@@ -97,7 +98,7 @@ pub(super) fn agreeing(sharing: Sharing, gfn: usize) -> HostEntry {
     match sharing {
         Sharing::Owned => HostEntry::Guest { vm: 0, gfn: gfn as u16 },
         Sharing::Shared => HostEntry::Borrowed,
-        Sharing::Borrowed(_) => HostEntry::LentToGuest,
+        Sharing::Borrowed(_) => HostEntry::LentToGuests(1),
     }
 }
 

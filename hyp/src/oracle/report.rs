@@ -215,7 +215,7 @@ impl fmt::Display for Whose<'_> {
             ODD => f.write_str("an entry that no rule knows")?,
             HostEntry::Owned => f.write_str("the host's alone")?,
             HostEntry::LentToHyp => f.write_str("the host's, lent to the hypervisor")?,
-            HostEntry::LentToGuest => f.write_str("the host's, lent to a guest")?,
+            HostEntry::LentToGuests(borrowers) => write!(f, "the host's, lent to {borrowers} guest pages")?,
             HostEntry::Borrowed => f.write_str("a guest's, shared with the host")?,
             HostEntry::Hyp(_) => f.write_str("the hypervisor's")?,
             HostEntry::Guest { vm: 0, gfn } => {

@@ -67,8 +67,11 @@ impl Window {
         let first = self.len;
         for gfn in 0..self.gfns {
             let Some(pfn) = abstraction::guest_pfn(machine, vm, self.guest_page(gfn)) else { continue };
-            // Consecutive guest pages mostly have consecutive pages; others have a place in the run, or none yet.
-            if self.in_run(pfn).is_none() {
+            // Consecutive guest pages mostly have consecutive pages; others have a place in the run, or none yet. Only
+            // a page that is lent can be there twice.
+            let is_there =
+                if vm.flags.protected { self.in_run(pfn).is_some() } else { self.index_of(pfn) != ELSEWHERE };
+            if !is_there {
                 self.add(pfn);
             }
         }

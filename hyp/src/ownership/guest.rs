@@ -23,8 +23,8 @@ pub struct GuestSpace {
     pub(crate) handle: VmHandle,
     pub(crate) table: Table<Stage2>,
     pub(crate) cache: PagePool,
-    /// Pages that the guest owns or borrows: as many entries of the host's table know of it (I7). The VM's
-    /// handle cannot end before this is 0, so no annotation outlives its VM.
+    /// Pages that the guest owns or borrows: so many of its own entries show memory, and the host's table knows of
+    /// each (I7). The VM's handle cannot end before this is 0, so no annotation and no loan outlives its VM.
     pub(crate) pages: u64,
 }
 
@@ -388,7 +388,7 @@ impl Host {
                     owner == vm && Some(at) == gfn
                 }
                 (Sharing::Shared, Entry::Page(page)) => page.sharing == Sharing::Borrowed,
-                (Sharing::Borrowed, Entry::Page(page)) => page.sharing == Sharing::Shared,
+                (Sharing::Borrowed, Entry::Page(page)) => matches!(page.sharing, Sharing::Lent(_)),
                 _ => false,
             };
             if agrees { Ok(()) } else { Err(Error::HostState(run.pages.start().identity())) }

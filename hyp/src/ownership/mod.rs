@@ -3,7 +3,7 @@
 //! | file | transitions |
 //! |---|---|
 //! | [`donate`] | host to hypervisor and back, host to guest |
-//! | [`share`] | host with hypervisor, host with a non-protected guest, pins |
+//! | [`share`] | host with hypervisor, host with guests that are not protected, pins |
 //! | [`guest`] | what a guest does with its own pages: share, unshare, relinquish, enrol a device |
 //! | [`reclaim`] | from a dying guest, from one that is alive by force, and from all before the machine goes down |
 //! | [`query`] | what the tables say, without changing it |
@@ -78,6 +78,8 @@ pub enum Error {
     NoVm,
     /// Too many distinct pages are pinned.
     TooManyPins,
+    /// The page is lent to as many guest pages as can be.
+    TooManyBorrowers(Pfn),
     /// Table pages are lacking.
     Lacking(Lacking),
 }

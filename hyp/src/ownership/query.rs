@@ -82,7 +82,7 @@ pub fn host_state(entry: Option<Entry>) -> HostState {
     match entry {
         Some(Entry::Page(page)) => match page.sharing {
             Sharing::Owned => HostState::Owned,
-            Sharing::Shared | Sharing::SharedWithHyp => HostState::SharedOwned,
+            Sharing::Shared | Sharing::Lent(_) | Sharing::SharedWithHyp => HostState::SharedOwned,
             Sharing::Borrowed => HostState::SharedBorrowed,
         },
         _ => HostState::NoPage,
@@ -112,7 +112,9 @@ impl Host {
                 let counter = match run.entry {
                     Entry::Page(page) => match page.sharing {
                         Sharing::Owned => Some(&mut census.host),
-                        Sharing::Shared | Sharing::SharedWithHyp => Some(&mut census.host_shared),
+                        Sharing::Shared | Sharing::Lent(_) | Sharing::SharedWithHyp => {
+                            Some(&mut census.host_shared)
+                        }
                         Sharing::Borrowed => Some(&mut census.guest_shared),
                     },
                     Entry::Owned(Owner::Hyp) => Some(&mut census.hyp),

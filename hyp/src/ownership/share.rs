@@ -4,14 +4,15 @@
 //! pins are few and live in a list that costs nothing when unused (I7).
 //!
 //! Sources of the rules: Linux 7.2 `__pkvm_host_share_hyp`, `hyp_pin_shared_mem`, `__pkvm_host_share_guest`
-//! and their inverses. A page is lent to one guest at a time here.
+//! and their inverses. How many guest pages show a page that is lent stands in the host's leaf (I7); which do stands in
+//! those guests' tables.
 
 use super::guest::GuestSpace;
 use super::{Error, Host, HypSpace, TOPUP_RESERVE, chunk};
 use crate::addr::{Gfn, Pages, Pfn};
 use crate::machine::Machine;
 use crate::memory::MemoryMap;
-use crate::pgtable::stage2::{Entry, Sharing};
+use crate::pgtable::stage2::{Entry, Page, Sharing};
 use abi::page::{Permissions, Pool};
 use arrayvec::ArrayVec;
 
@@ -136,9 +137,11 @@ pub fn unpin<M: Machine>(machine: &M, host: &mut Host, hyp: &mut HypSpace, page:
 
 /// Lends a chunk to a guest that is not protected, which sees it at `gfns`. Returns the number of pages.
 ///
+/// They may be lent to guests already, this one included: it then has them twice.
+///
 /// # Errors
-/// The host does not own all of them alone, the guest has something there already, or table pages are
-/// lacking in the host's pool or the VM's.
+/// The host does not own all of them, or lends one to the hypervisor; one is lent as often as can be; the guest has
+/// something there already; or table pages are lacking in the host's pool or the VM's.
 pub fn host_with_guest<M: Machine>(
     machine: &M,
     memory: &MemoryMap,
@@ -152,13 +155,13 @@ pub fn host_with_guest<M: Machine>(
     memory.check(pfns)?;
     guest.check_span(gfns)?;
     let (pfns, gfns) = chunk(pfns, gfns);
-    host.check(machine, pfns, Sharing::Owned)?;
+    host.check_lendable(machine, pfns)?;
     guest.check_empty(machine, gfns)?;
     // Reserve.
     host.reserve(machine, pfns)?;
     guest.reserve(machine, gfns)?;
     // Commit.
-    host.give(machine, pfns, Sharing::Shared);
+    host.change_sharing(machine, pfns, Sharing::lent_once_more);
     machine.invalidate_icache();
     guest.give(machine, gfns, pfns, Sharing::Borrowed, permissions);
     Ok(pfns.count())
@@ -181,16 +184,69 @@ pub fn host_unshare_guest<M: Machine>(
     let gfns = guest.before_gap(machine, gfns).map_err(|gap| gap.error(gfns.start()))?;
     guest.prepare(machine, host, gfns, |sharing| sharing == Sharing::Borrowed)?;
     // Commit: the guest loses the pages before they are the host's alone.
-    guest.take_pieces(machine, gfns, Entry::Empty, |piece| host.give(machine, piece.pfns, Sharing::Owned));
+    guest.take_pieces(machine, gfns, Entry::Empty, |piece| {
+        host.change_sharing(machine, piece.pfns, Sharing::lent_once_less);
+    });
     Ok(gfns.count())
+}
+
+impl Host {
+    /// Checks that all pages of a chunk can be lent to a guest, once more or for the first time.
+    fn check_lendable<M: Machine>(&self, machine: &M, pages: Pages<Pfn>) -> Result<(), Error> {
+        self.table.try_for_each(machine, pages.identity(), |run| {
+            let page = run.pages.start().identity();
+            match run.entry {
+                Entry::Page(Page { sharing, .. }) if sharing.lent_once_more().is_some() => Ok(()),
+                Entry::Page(Page { sharing: Sharing::Lent(_), .. }) => Err(Error::TooManyBorrowers(page)),
+                _ => Err(Error::HostState(page)),
+            }
+        })
+    }
+
+    /// Commit: changes the state of each page of a chunk that was checked; only software bits change. Pages of one
+    /// state are changed together, so that a block stays one.
+    fn change_sharing<M: Machine>(
+        &mut self,
+        machine: &M,
+        pages: Pages<Pfn>,
+        change: impl Fn(Sharing) -> Option<Sharing>,
+    ) {
+        let mut rest = Some(pages);
+        while let Some(pages) = rest {
+            let alike = self.first_alike(machine, pages);
+            let Some((count, new)) = alike.and_then(|(count, old)| Some((count, change(old)?))) else {
+                crate::broken("a page that was checked is in another state");
+            };
+            self.give(machine, pages.truncated(count), new);
+            rest = pages.advanced(count);
+        }
+    }
+
+    /// How many of these pages, from the first on, are in the same state of sharing, and that state.
+    fn first_alike<M: Machine>(&self, machine: &M, pages: Pages<Pfn>) -> Option<(u64, Sharing)> {
+        let mut first = None;
+        let mut count = 0u64;
+        // The visit stops the walk at the first other page; what it says then does not matter.
+        let _ = self.table.try_for_each(machine, pages.identity(), |run| {
+            let Entry::Page(page) = run.entry else { return Err(Error::BadRange) };
+            if *first.get_or_insert(page.sharing) != page.sharing {
+                return Err(Error::BadRange);
+            }
+            count = count.saturating_add(run.pages.count());
+            Ok(())
+        });
+        first.map(|first| (count, first))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{RAM_START, World};
+    use crate::pgtable::stage2::Borrowers;
+    use crate::testing::{PROTECTED, RAM_START, World};
     use abi::host::HostCall;
-    use abi::{Error as Code, HostState, VmFlags};
+    use abi::page::MAX_BORROWERS;
+    use abi::{Error as Code, HostState, VmFlags, VmHandle};
 
     const PFN: u64 = RAM_START + 7;
 
@@ -288,6 +344,138 @@ mod tests {
         world.ok(HostCall::UnshareGuest { vm, gfn: 3, pages: 1 });
         assert_eq!(world.guest_reads(vm, 3), None);
         assert_eq!(world.census(), before);
+        world.check();
+    }
+
+    fn open(world: &World, root: u64) -> VmHandle {
+        world.vm(VmFlags::default(), root, 8)
+    }
+
+    fn lend(world: &World, vm: VmHandle, page: u64, gfn: u64, pages: u64) -> Result<u64, Code> {
+        let (pfn, permissions) = (RAM_START + page, Permissions::ALL);
+        let result = world.call(HostCall::ShareGuest { vm, pfn, gfn, pages, permissions });
+        result.outcome.map(|()| result.values[0])
+    }
+
+    /// How the host's table has a page.
+    fn sharing(world: &World, page: u64) -> Sharing {
+        let page = Pfn::new(RAM_START + page).unwrap();
+        match world.hyp.host.lock().table.entry(world.hyp.machine(), page.identity()) {
+            Some(Entry::Page(page)) => page.sharing,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn lent(borrowers: u8) -> Sharing {
+        Sharing::Lent(Borrowers::new(borrowers).unwrap())
+    }
+
+    #[test]
+    fn a_page_lent_twice_is_the_hosts_alone_only_when_both_loans_have_ended() {
+        let world = World::new();
+        let (one, other) = (open(&world, 0x1000), open(&world, 0x1100));
+        let before = world.census();
+        // To one guest at two places, and to another.
+        assert_eq!([lend(&world, one, 7, 3, 1), lend(&world, one, 7, 9, 1)], [Ok(1), Ok(1)]);
+        assert_eq!(lend(&world, other, 7, 3, 1), Ok(1));
+        assert_eq!(sharing(&world, 7), lent(3));
+        world.load_all();
+        let owner_only = [
+            HostCall::ShareHyp { pfn: PFN, pages: 1 },
+            HostCall::UnshareHyp { pfn: PFN, pages: 1 },
+            HostCall::VmTopUp { vm: one, pfn: PFN, pages: 1 },
+            HostCall::DonateGuest { vm: world.vm(PROTECTED, 0x1200, 8), pfn: PFN, gfn: 0, pages: 1 },
+        ];
+        let loans = [(one, 9), (other, 3), (one, 3)];
+        for (ended, (vm, gfn)) in loans.into_iter().enumerate() {
+            for call in owner_only {
+                assert_eq!(world.call(call).outcome, Err(Code::Permission), "{call:?}");
+            }
+            assert_eq!(world.host_state(7), Some(HostState::SharedOwned));
+            assert_eq!(world.guest_reads(vm, gfn), Some(7));
+            world.ok(HostCall::UnshareGuest { vm, gfn, pages: 1 });
+            world.check();
+            let readers = loans.map(|(vm, gfn)| world.guest_reads(vm, gfn).is_some());
+            assert_eq!(readers, [0, 1, 2].map(|loan| loan > ended));
+        }
+        assert_eq!(world.host_state(7), Some(HostState::Owned));
+        let roots_and_tables = 2 + 8;
+        assert_eq!(world.census().host + roots_and_tables, before.host);
+        world.ok(HostCall::ShareHyp { pfn: PFN, pages: 1 });
+    }
+
+    #[test]
+    fn a_page_is_lent_as_often_as_its_descriptor_can_count_and_not_once_more() {
+        let world = World::new();
+        let (one, other) = (open(&world, 0x1000), open(&world, 0x1100));
+        for gfn in 0..u64::from(MAX_BORROWERS) {
+            assert_eq!(lend(&world, one, 7, gfn, 1), Ok(1));
+        }
+        assert_eq!(sharing(&world, 7), lent(MAX_BORROWERS));
+        let before = world.census();
+        assert_eq!(lend(&world, other, 7, 0, 1), Err(Code::Busy));
+        assert_eq!(lend(&world, other, 6, 0, 2), Err(Code::Busy), "the whole chunk is refused");
+        assert_eq!((world.census(), sharing(&world, 6)), (before, Sharing::Owned));
+        assert_eq!(world.guest_reads(other, 0), None);
+        world.ok(HostCall::UnshareGuest { vm: one, gfn: 5, pages: 1 });
+        assert_eq!(lend(&world, other, 7, 0, 1), Ok(1));
+        world.check();
+    }
+
+    #[test]
+    fn pages_that_are_lent_to_different_numbers_of_guests_are_one_chunk() {
+        let world = World::new();
+        let (one, other) = (open(&world, 0x1000), open(&world, 0x1100));
+        assert_eq!(lend(&world, one, 4, 0, 6), Ok(6));
+        assert_eq!(lend(&world, other, 6, 0, 2), Ok(2));
+        assert_eq!(lend(&world, other, 2, 0x10, 9), Ok(9));
+        let of = |pages: [u64; 9]| pages.map(|page| sharing(&world, page));
+        let pages = [2, 3, 4, 5, 6, 7, 8, 9, 10];
+        let counts = [1, 1, 2, 2, 3, 3, 2, 2, 1];
+        assert_eq!(of(pages), counts.map(lent));
+        assert_eq!(world.ok(HostCall::UnshareGuest { vm: other, gfn: 0x10, pages: 9 }), 9);
+        assert_eq!(of([4, 5, 6, 7, 8, 9, 4, 6, 9]), [1, 1, 2, 2, 1, 1, 1, 2, 1].map(lent));
+        assert_eq!([2, 3, 10].map(|page| sharing(&world, page)), [Sharing::Owned; 3]);
+        // One chunk that has a page twice.
+        assert_eq!(lend(&world, one, 4, 6, 1), Ok(1));
+        assert_eq!(world.ok(HostCall::UnshareGuest { vm: one, gfn: 0, pages: 7 }), 7);
+        assert_eq!([4, 5, 8, 9].map(|page| sharing(&world, page)), [Sharing::Owned; 4]);
+        assert_eq!([6, 7].map(|page| sharing(&world, page)), [lent(1); 2]);
+        world.check();
+    }
+
+    #[test]
+    fn a_block_that_is_lent_twice_stays_one_until_a_part_of_it_is_lent_again() {
+        let world = World::new();
+        let (one, other) = (open(&world, 0x1000), open(&world, 0x1100));
+        let free = || world.hyp.host.lock().pool.free();
+        let before = free();
+        for vm in [one, other] {
+            assert_eq!(lend(&world, vm, 0x400, 0x200, 0x200), Ok(0x200));
+        }
+        assert_eq!(free(), before, "no table was needed");
+        assert_eq!(lend(&world, one, 0x410, 0, 2), Ok(2));
+        assert_eq!(free(), before - 1, "the block is split");
+        let counts = [0x40f, 0x410, 0x411, 0x412, 0x5ff].map(|page| sharing(&world, page));
+        assert_eq!(counts, [2, 3, 3, 2, 2].map(lent));
+        assert_eq!(world.ok(HostCall::UnshareGuest { vm: other, gfn: 0x200, pages: 0x200 }), 0x200);
+        assert_eq!([0x400, 0x410].map(|page| sharing(&world, page)), [1, 2].map(lent));
+        assert!(world.host_reads(0x410));
+        world.check();
+    }
+
+    #[test]
+    fn a_dying_vm_takes_its_loans_with_it_and_leaves_those_of_others() {
+        let world = World::new();
+        let (one, other) = (open(&world, 0x1000), open(&world, 0x1100));
+        for vm in [one, other] {
+            assert_eq!(lend(&world, vm, 7, 3, 1), Ok(1));
+        }
+        world.ok(HostCall::VmTeardownStart { vm: one });
+        assert_eq!(world.call(HostCall::VmTeardownFinish { vm: one }).outcome, Err(Code::Busy));
+        world.ok(HostCall::UnshareGuest { vm: one, gfn: 3, pages: 1 });
+        world.finish(one);
+        assert_eq!((sharing(&world, 7), world.guest_reads(other, 3)), (lent(1), Some(7)));
         world.check();
     }
 

@@ -5,19 +5,21 @@
 //! instead.
 //!
 //! ```text
-//! valid    63     59 58  57 56 55 54 53 52 51   48 47            12 11 10 9  8 7    6 5     2 1 0
-//!         | ignored | 0    | SW  | XN    |0 | res0 | output address |0 |AF| SH | S2AP | MemAttr | type |
+//! valid    63  62     57 56 55 54 53 52 51   48 47            12 11 10 9  8 7    6 5     2 1 0
+//!         | 0 | lent to | SW  | XN    |0 | res0 | output address |0 |AF| SH | S2AP | MemAttr | type |
 //! invalid  63                   36 35              12 11          4 3    1 0
 //!         | frame in owner's space | generation      | VM slot     | kind |0|
 //! ```
-//! (Arm ARM DDI 0487, D8.3: VMSAv8-64 stage 2 block and page descriptors; bits 58:55 are for software.)
+//! (Arm ARM DDI 0487, D8.3: VMSAv8-64 stage 2 block and page descriptors; bits 58:55 are for software, and
+//! hardware ignores 62:59 while VTCR_EL2.HWU59 to HWU62 are 0, as `arch/host.rs` writes them.)
 
 use super::{Level, OUTPUT_ADDRESS, Regime, VALID, leaf_type, output};
 use crate::addr::{Frame, Gfn, PAGE_SHIFT, Pages, Pfn};
 use crate::machine::{Machine, Stage2Id};
 use abi::VmHandle;
-use abi::page::Permissions;
+use abi::page::{MAX_BORROWERS, Permissions};
 use core::fmt;
+use core::num::NonZeroU8;
 
 const ATTRIBUTES_SHIFT: u32 = 2;
 /// Normal memory, inner and outer write-back, so that stage 1 decides (DDI 0487, D8.6, without FEAT_S2FWB).
@@ -33,6 +35,8 @@ const ACCESSED: u64 = 1 << 10;
 const EXECUTE_NEVER: u64 = 1 << 54;
 const SHARING_SHIFT: u32 = 55;
 const SHARING: u64 = 0b11 << SHARING_SHIFT;
+const LENT_SHIFT: u32 = 57;
+const LENT: u64 = (MAX_BORROWERS as u64) << LENT_SHIFT;
 
 const KIND_SHIFT: u32 = 1;
 const KIND: u64 = 0b111 << KIND_SHIFT;
@@ -66,12 +70,51 @@ pub enum Owner {
 pub enum Sharing {
     /// It is this side's alone.
     Owned,
-    /// It is this side's, and lent: the host's to a guest, or a guest's to the host.
+    /// It is the guest's, and shared with the host (guests' tables only).
     Shared,
+    /// It is the host's, and lent to guests (host's table only).
+    Lent(Borrowers),
     /// It is the other side's.
     Borrowed,
     /// It is the host's, and lent to the hypervisor.
     SharedWithHyp,
+}
+
+impl Sharing {
+    /// The same page of the host, lent once more; `None` if it cannot be.
+    pub fn lent_once_more(self) -> Option<Self> {
+        match self {
+            Self::Owned => Borrowers::new(1).map(Self::Lent),
+            Self::Lent(borrowers) => Borrowers::new(borrowers.get().saturating_add(1)).map(Self::Lent),
+            _ => None,
+        }
+    }
+
+    /// The same page of the host, lent once less; `None` if it is not lent to guests.
+    pub fn lent_once_less(self) -> Option<Self> {
+        match self {
+            Self::Lent(borrowers) => {
+                Some(Borrowers::new(borrowers.get().saturating_sub(1)).map_or(Self::Owned, Self::Lent))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// How many guest pages show a page of the host's, of one guest or several: 1 to [`MAX_BORROWERS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Borrowers(NonZeroU8);
+
+impl Borrowers {
+    /// So many; `None` if that is none, or more than a descriptor has room for.
+    pub fn new(count: u8) -> Option<Self> {
+        NonZeroU8::new(count).filter(|count| count.get() <= MAX_BORROWERS).map(Self)
+    }
+
+    /// The number.
+    pub const fn get(self) -> u8 {
+        self.0.get()
+    }
 }
 
 /// A page that one can access.
@@ -134,7 +177,8 @@ impl fmt::Display for Entry {
                 pfn.as_u64(),
                 match sharing {
                     Sharing::Owned => "accessible, not lent",
-                    Sharing::Shared => "accessible, lent to a guest or the host",
+                    Sharing::Shared => "accessible, shared with the host",
+                    Sharing::Lent(_) => "accessible, lent to guests",
                     Sharing::Borrowed => "accessible, borrowed",
                     Sharing::SharedWithHyp => "accessible, lent to the hypervisor",
                 },
@@ -180,11 +224,12 @@ impl Stage2 {
     }
 
     fn encode_page(&self, page: Page, level: Level) -> u64 {
-        let sharing: u64 = match page.sharing {
-            Sharing::Owned => 0,
-            Sharing::Shared => 1,
-            Sharing::Borrowed => 2,
-            Sharing::SharedWithHyp => 3,
+        let (sharing, lent): (u64, u8) = match page.sharing {
+            Sharing::Owned => (0, 0),
+            Sharing::Shared => (1, 0),
+            Sharing::Lent(borrowers) => (1, borrowers.get()),
+            Sharing::Borrowed => (2, 0),
+            Sharing::SharedWithHyp => (3, 0),
         };
         page.pfn.base().as_u64()
             | leaf_type(level)
@@ -195,6 +240,7 @@ impl Stage2 {
             | INNER_SHAREABLE
             | ACCESSED
             | sharing << SHARING_SHIFT
+            | u64::from(lent) << LENT_SHIFT
     }
 }
 
@@ -204,7 +250,7 @@ impl Regime for Stage2 {
 
     const EMPTY: Entry = Entry::Empty;
     const BLOCKS: bool = true;
-    const SOFTWARE: u64 = SHARING;
+    const SOFTWARE: u64 = SHARING | LENT;
 
     fn encode(&self, entry: Entry, level: Level) -> u64 {
         match entry {
@@ -228,14 +274,18 @@ impl Regime for Stage2 {
         if word & !OUTPUT_ADDRESS & leaf_type(Level::THREE) != leaf_type(level) {
             return Entry::Locked;
         }
+        let lent = ((word & LENT) >> LENT_SHIFT) as u8;
+        let sharing = match ((word & SHARING) >> SHARING_SHIFT, Borrowers::new(lent)) {
+            (0, None) => Sharing::Owned,
+            (1, None) => Sharing::Shared,
+            (1, Some(borrowers)) => Sharing::Lent(borrowers),
+            (2, None) => Sharing::Borrowed,
+            (3, None) => Sharing::SharedWithHyp,
+            _ => return Entry::Locked,
+        };
         Entry::Page(Page {
             pfn: output(word),
-            sharing: match (word & SHARING) >> SHARING_SHIFT {
-                0 => Sharing::Owned,
-                1 => Sharing::Shared,
-                2 => Sharing::Borrowed,
-                _ => Sharing::SharedWithHyp,
-            },
+            sharing,
             permissions: Permissions { write: word & WRITE != 0, execute: word & EXECUTE_NEVER == 0 },
         })
     }
@@ -304,7 +354,9 @@ mod tests {
             Entry::Withheld,
             Entry::Locked,
         ];
-        for sharing in [Sharing::Owned, Sharing::Shared, Sharing::Borrowed, Sharing::SharedWithHyp] {
+        let lent = [1, 2, MAX_BORROWERS].map(|count| Sharing::Lent(Borrowers::new(count).unwrap()));
+        let others = [Sharing::Owned, Sharing::Shared, Sharing::Borrowed, Sharing::SharedWithHyp];
+        for sharing in lent.into_iter().chain(others) {
             for word in 0..4 {
                 let permissions = Permissions::from_word(word).unwrap();
                 entries.push(Entry::Page(Page { pfn, sharing, permissions }));
@@ -343,8 +395,26 @@ mod tests {
 
     #[test]
     fn a_word_that_makes_no_sense_gives_no_access() {
-        for word in [0b1110, 0b01, KIND_GUEST, 1 << 40] {
+        let lent_but_owned = 1 << LENT_SHIFT | 0b11;
+        for word in [0b1110, 0b01, KIND_GUEST, 1 << 40, lent_but_owned] {
             assert_eq!(REGIME.decode(word, Level::THREE), Entry::Locked, "{word:#x}");
+        }
+    }
+
+    #[test]
+    fn loans_are_counted_up_to_what_a_descriptor_has_room_for_and_down_again() {
+        let mut sharing = Sharing::Owned;
+        for count in 1..=MAX_BORROWERS {
+            sharing = sharing.lent_once_more().unwrap();
+            assert_eq!(sharing, Sharing::Lent(Borrowers::new(count).unwrap()));
+        }
+        assert_eq!(sharing.lent_once_more(), None);
+        for _ in 0..MAX_BORROWERS {
+            sharing = sharing.lent_once_less().unwrap();
+        }
+        assert_eq!((sharing, sharing.lent_once_less()), (Sharing::Owned, None));
+        for other in [Sharing::Shared, Sharing::Borrowed, Sharing::SharedWithHyp] {
+            assert_eq!((other.lent_once_more(), other.lent_once_less()), (None, None), "{other:?}");
         }
     }
 

@@ -217,8 +217,24 @@ pub(crate) fn plain_vms(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
             ),
         ],
     )?;
+    second.must(deed, lend(second.handle(), page))?;
     deed.must(take(vm))?;
-    try_all(deed, steps, &watch, &[refusal("second-end-of-a-loan", take(vm), NoEntry)])?;
+    let name = "a-page-lent-to-two-vms-is-still-lent-when-one-loan-ends";
+    state(deed, steps, name, page, HostState::SharedOwned)?;
+    try_all(
+        deed,
+        steps,
+        &watch,
+        &[
+            refusal("second-end-of-a-loan", take(vm), NoEntry),
+            refusal(
+                "donation-of-a-page-that-another-vm-borrows",
+                HostCall::DonateGuest { vm: protected.handle(), pfn: page, gfn: GFN, pages: 1 },
+                Permission,
+            ),
+        ],
+    )?;
+    deed.must(take(second.handle()))?;
     state(deed, steps, "a-page-whose-loan-has-ended-is-the-hosts-alone", page, HostState::Owned)?;
 
     second.must(deed, lend(second.handle(), page))?;
