@@ -8,7 +8,7 @@ use crate::addr::{Gfn, Pages, Pfn, PhysAddr, Vpn};
 use crate::hypervisor::{Hypervisor, MAX_MAPPINGS, Mapping, Setup};
 use crate::machine::{Machine, Stage2Id, Tree};
 use crate::ownership::query::Census;
-use crate::pgtable::hyp_stage1::Rights;
+use crate::pgtable::hyp_stage1::{Rights, VA_BITS};
 use crate::sync::{AtomicU64, Lock, Ordering, order};
 use crate::vm::context::{Context, Trap};
 use abi::host::{HostCall, HostResult};
@@ -154,6 +154,15 @@ impl TestMachine {
         );
     }
 
+    /// Whoever invalidates has made the change visible first: a walk that comes in between would cache the old
+    /// translation again. Barriers that are part of an invalidation are for the invalidation.
+    #[track_caller]
+    fn check_published(&self, regime: sim::Regime) {
+        let of_regime = |pa: &u64| self.sim.table_regime(*pa) == Some(regime);
+        let unpublished = self.sim.unordered_writes().iter().any(of_regime);
+        assert!(!unpublished, "translations are invalidated before the change of their table is published");
+    }
+
     /// A run of pages of RAM.
     ///
     /// # Panics
@@ -204,6 +213,7 @@ impl Machine for TestMachine {
     }
 
     fn invalidate_stage2(&self, id: Stage2Id, pages: Pages<Gfn>) {
+        self.check_published(sim::Regime::Stage2 { vmid: id.vmid });
         let ipa = pages.start().base().as_u64();
         self.step().tlbi_stage2_ipa(this_cpu(), id.vmid, ipa, bytes(pages.count()));
     }
@@ -223,6 +233,7 @@ impl Machine for TestMachine {
     }
 
     fn invalidate_hyp(&self, pages: Pages<Vpn>) {
+        self.check_published(sim::Regime::El2);
         self.step().tlbi_hyp_va(this_cpu(), pages.start().base().as_u64(), bytes(pages.count()));
     }
 
@@ -394,11 +405,24 @@ impl World {
         result.values.first().copied().unwrap_or(0)
     }
 
-    /// Lets every CPU's TLB hold every translation of the host that there is, as hardware may.
+    /// Lets every CPU's TLB hold every translation of the host and of EL2 that there is, as hardware may.
     pub fn load_all(&self) {
         for cpu in 0..CPUS {
             self.sim().speculate(cpu, self.host());
         }
+        self.load_el2();
+    }
+
+    /// Lets every CPU's TLB hold every translation of EL2.
+    pub fn load_el2(&self) {
+        for cpu in 0..CPUS {
+            self.sim().speculate_el2(cpu, self.el2());
+        }
+    }
+
+    /// EL2's own translation, for the simulated hardware.
+    pub fn el2(&self) -> sim::El2Stage1 {
+        sim::El2Stage1 { root: self.hyp.hyp_root().base().as_u64(), va_bits: VA_BITS }
     }
 
     /// The host's translation, for the simulated hardware.
@@ -488,14 +512,16 @@ impl World {
         self.hyp.census()
     }
 
-    /// Checks what must hold whenever a call has returned: no TLB grants more than the tables do (I6), and no
-    /// descriptor was changed against the rules.
+    /// Checks what must hold whenever a call has returned: no TLB grants more than the tables do (I6), every
+    /// change of them is published, and no descriptor was changed against the rules.
     ///
     /// # Panics
     /// If it does not hold.
     pub fn check(&self) {
         let violations: Vec<_> = self.sim().violations();
-        assert!(violations.is_empty(), "page-table discipline: {violations:?}");
+        assert!(violations.is_empty(), "page-table discipline: {violations:x?}");
+        let unpublished = self.sim().unordered_writes();
+        assert!(unpublished.is_empty(), "descriptors that walks need not see yet: {unpublished:x?}");
         let stale: Vec<_> = self.sim().new_stale_entries();
         assert!(stale.is_empty(), "stale translations: {stale:?}");
     }

@@ -132,6 +132,25 @@ pub enum Violation {
         /// The table page.
         table: u64,
     },
+    /// A table was linked before the writes of its descriptors were made visible: a walk may find what was there
+    /// before.
+    UnpublishedTable {
+        /// The table page.
+        table: u64,
+    },
+    /// A table that was unlinked elsewhere was linked before TLBs forgot its old place.
+    LinkedBeforeTlbi {
+        /// The table page.
+        table: u64,
+    },
+    /// A page that walks may reach as a table was mapped by a stage 2: whoever is behind it could write his own
+    /// translations.
+    TableExposed {
+        /// The descriptor that gives access.
+        pa: u64,
+        /// The table page.
+        table: u64,
+    },
     /// A table was linked that lies outside RAM, or a root that is not aligned to its size.
     MisplacedTable {
         /// The table page.

@@ -591,7 +591,8 @@ mod tests {
         let sim = mapped();
         sim.write_desc(L3 + 8, page(L2, RW));
         assert_eq!(sim.guest_or_host_write(0, VM, PAGE + 8, 0), Ok(()));
-        assert_eq!(sim.violations(), [crate::Violation::BypassedWrite { pa: L2 + 8 }]);
+        let exposed = crate::Violation::TableExposed { pa: L3 + 8, table: L2 };
+        assert_eq!(sim.violations(), [exposed, crate::Violation::BypassedWrite { pa: L2 + 8 }]);
     }
 
     #[test]

@@ -43,7 +43,7 @@ impl TableKind {
 }
 
 /// Where a live table stands in its tree.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place {
     root: u64,
     regime: Regime,
@@ -95,6 +95,8 @@ pub(crate) struct Tables {
     detached: Vec<u64>,
     /// Live descriptors written since the last barrier.
     unordered: Vec<u64>,
+    /// Pages that are no live tables and that descriptors were written to since the last barrier.
+    unpublished: Vec<u64>,
     /// Input addresses whose translation may have changed since [`Tables::take_changed`].
     changed: Vec<(Regime, Range)>,
 }
@@ -118,6 +120,9 @@ impl Tables {
         }
         let mask = self.initialised.entry(page).or_default();
         mask[word_of(pa) / 64] |= 1 << (word_of(pa) % 64);
+        if self.unpublished.last() != Some(&page) {
+            self.unpublished.push(page);
+        }
         ram.poke(pa, new);
     }
 
@@ -146,6 +151,11 @@ impl Tables {
         {
             out.push(Violation::MadeBeforeTlbi { pa, old: broken.old, new });
         }
+        if let Desc::Table { next, .. } = decode(format, level, new)
+            && self.unpublished.contains(&next)
+        {
+            out.push(Violation::UnpublishedTable { table: next });
+        }
         self.check_made(ram, pa, &place, new, out);
     }
 
@@ -160,6 +170,11 @@ impl Tables {
                 let range = Range::new(leaf.pa, span(place.level));
                 if let Some((output, held_by)) = self.revoked(&range, Some(place.regime)) {
                     out.push(Violation::GivenBeforeTaken { pa, output, held_by });
+                }
+                if place.format == Format::Stage2
+                    && let Some(table) = self.table_in(&range)
+                {
+                    out.push(Violation::TableExposed { pa, table });
                 }
             }
             Desc::Table { next, .. } => self.adopt(ram, next, place.below(word_of(pa)), out),
@@ -178,6 +193,11 @@ impl Tables {
         }
         if self.initialised.get(&table) != Some(&[u64::MAX; WORDS / 64]) {
             out.push(Violation::UninitialisedTable { table });
+        }
+        if let Some(Role::Detached(before, _)) = self.roles.get(&table)
+            && *before != place
+        {
+            out.push(Violation::LinkedBeforeTlbi { table });
         }
         self.detached.retain(|&page| page != table);
         self.roles.insert(table, Role::Live(place));
@@ -312,7 +332,7 @@ impl Tables {
 
     /// Follows an invalidation, which includes the barriers before and after it.
     pub(crate) fn invalidate(&mut self, scope: &Scope) {
-        self.unordered.clear();
+        self.barrier();
         self.broken.retain(|_, broken| broken.pending.apply(scope));
         let Self { roles, initialised, .. } = self;
         self.detached.retain(|page| {
@@ -331,6 +351,7 @@ impl Tables {
     /// Follows a barrier that orders descriptor stores before later walks.
     pub(crate) fn barrier(&mut self) {
         self.unordered.clear();
+        self.unpublished.clear();
     }
 
     /// Returns the live descriptors written since the last barrier.
@@ -371,6 +392,16 @@ impl Tables {
             .chain(detached)
             .filter(|pending| Some(pending.regime) != except)
             .find_map(|pending| Some((pending.reaches(range)?, pending.regime)))
+    }
+
+    /// Returns a page of a range that walks may reach as a table.
+    fn table_in(&self, range: &Range) -> Option<u64> {
+        if range.end - range.start == PAGE {
+            return self.is_table(range.start).then_some(range.start);
+        }
+        let tables =
+            self.roles.iter().filter(|(_, role)| !matches!(role, Role::Freed)).map(|(page, _)| *page);
+        tables.filter(|page| (range.start..range.end).contains(page)).min()
     }
 
     /// Tells whether walks may reach a page as a table.
@@ -592,6 +623,7 @@ mod tests {
         }
         let sim = tree();
         sim.write_desc(SPARE + 8, DATA | RW | 0b01);
+        sim.dsb_ishst();
         clean(&sim);
         sim.write_desc(L2 + 16, table(SPARE));
         only(&sim, Violation::Malformed { pa: SPARE + 8, word: DATA | RW | 0b01 });
@@ -613,9 +645,11 @@ mod tests {
         assert_eq!(link(&sim), []);
         let sim = tree();
         (0..511).for_each(|index| sim.write_desc(fresh + index * 8, page(DATA + index * PAGE, RW)));
+        sim.dsb_ishst();
         assert_eq!(link(&sim), [Violation::UninitialisedTable { table: fresh }]);
         let sim = tree();
         (0..512).for_each(|index| sim.write_desc(fresh + index * 8, page(DATA + index * PAGE, RW)));
+        sim.dsb_ishst();
         assert_eq!(link(&sim), []);
         let sim = tree();
         sim.zero_page(fresh);
@@ -677,7 +711,6 @@ mod tests {
         sim.write_desc(L2 + 16, table(L3));
         only(&sim, Violation::LinkedTwice { table: L3 });
         let sim = tree();
-        sim.write_desc(L3 + 16, page(L3, RW));
         sim.write_desc(L2 + 16, table(L2));
         only(&sim, Violation::LinkedTwice { table: L2 });
     }
@@ -832,8 +865,52 @@ mod tests {
             let pa = OTHER_ROOT;
             sim.write_desc(pa, block(RAM, RW));
             let given = Violation::GivenBeforeTaken { pa, output: DATA, held_by: VM_REGIME };
-            assert_eq!(sim.violations(), if revoked { vec![] } else { vec![given] });
+            let mut violations = sim.violations();
+            violations.retain(|violation| !matches!(violation, Violation::TableExposed { .. }));
+            assert_eq!(violations, if revoked { vec![] } else { vec![given] });
         }
+    }
+
+    #[test]
+    fn a_table_is_linked_after_its_descriptors_are_published() {
+        for (barrier, clean) in [(false, false), (true, true)] {
+            let sim = tree();
+            sim.write_desc(SPARE + 8, page(DATA, RW));
+            if barrier {
+                sim.dsb_ishst();
+            }
+            sim.write_desc(L2 + 16, table(SPARE));
+            let early = Violation::UnpublishedTable { table: SPARE };
+            assert_eq!(sim.violations(), if clean { vec![] } else { vec![early] });
+        }
+    }
+
+    #[test]
+    fn a_table_is_linked_elsewhere_after_its_old_place_is_invalidated() {
+        let sim = tree();
+        sim.write_desc(L2, 0);
+        sim.write_desc(L2 + 16, table(L3));
+        only(&sim, Violation::LinkedBeforeTlbi { table: L3 });
+    }
+
+    #[test]
+    fn a_table_is_mapped_by_no_stage_2() {
+        let sim = tree();
+        let pa = PAGE_DESC + 8;
+        sim.write_desc(pa, page(L3, RO));
+        only(&sim, Violation::TableExposed { pa, table: L3 });
+        let sim = tree();
+        sim.write_desc(BLOCK_DESC + 8, block(RAM, RW));
+        only(&sim, Violation::TableExposed { pa: BLOCK_DESC + 8, table: L1 });
+        let sim = tree();
+        sim.write_desc(L2, 0);
+        sim.write_desc(BLOCK_DESC + 8 * 2, block(RAM, RW));
+        assert!(sim.violations().contains(&Violation::TableExposed { pa: BLOCK_DESC + 16, table: L1 }));
+        let sim = tree();
+        sim.write_desc(L1, 0);
+        sim.tlbi_stage2_vmid(0, VM);
+        sim.write_desc(L1 + 8, block(0x8000_0000, RW));
+        clean(&sim);
     }
 
     #[test]

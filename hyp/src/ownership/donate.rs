@@ -221,6 +221,31 @@ mod tests {
     }
 
     #[test]
+    fn what_the_host_wrote_is_behind_the_caches_before_a_guest_has_it() {
+        let world = World::new();
+        let vm = world.protected_vm();
+        let pages = [5, 6, 7].map(|page| (RAM_START + page) << 12);
+        pages.iter().for_each(|pa| world.sim().store64(pa + 8, 0x1234));
+        let before = world.sim().icache_invalidations();
+        assert_eq!(donate(&world, vm, 5, 0x8_0000, 3), (Ok(()), 3));
+        for pa in pages {
+            assert_eq!(world.sim().load64_uncached(pa + 8), 0x1234, "a guest starts with its caches off");
+        }
+        assert_eq!(world.sim().icache_invalidations(), before + 1, "once a call");
+    }
+
+    #[test]
+    fn a_run_that_is_donated_is_gone_from_every_tlb() {
+        let world = World::new();
+        let vm = world.protected_vm();
+        assert_eq!(donate(&world, vm, 0x400, 0x8_0000, 1), (Ok(()), 1));
+        world.load_all();
+        assert_eq!(donate(&world, vm, 0x401, 0x8_0001, 3), (Ok(()), 3));
+        world.check();
+        assert!((0x400..0x404).all(|page| !world.host_reads(page)) && world.host_reads(0x404));
+    }
+
+    #[test]
     fn a_whole_block_stays_a_block_on_both_sides() {
         let world = World::new();
         let vm = world.protected_vm();

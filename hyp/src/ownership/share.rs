@@ -296,6 +296,29 @@ mod tests {
     }
 
     #[test]
+    fn a_page_that_is_let_go_is_in_no_tlb_of_el2() {
+        let world = World::new();
+        let page = Pfn::new(PFN).unwrap();
+        world.ok(HostCall::ShareHyp { pfn: PFN, pages: 1 });
+        let reaches = |cpu| world.sim().access_el2(cpu, world.el2(), PFN << 12, sim::Access::Read).is_ok();
+        world.hyp.pin(page).unwrap();
+        assert!(reaches(0) && reaches(1), "and both have it in their TLBs now");
+        world.hyp.unpin(page).unwrap();
+        assert!(!reaches(0) && !reaches(1));
+        world.check();
+    }
+
+    #[test]
+    fn a_guest_executes_nothing_that_was_in_a_lent_page_before() {
+        let world = World::new();
+        let vm = world.vm(VmFlags { protected: false, ..crate::testing::PROTECTED }, 0x1000, 16);
+        let before = world.sim().icache_invalidations();
+        let permissions = Permissions::ALL;
+        world.ok(HostCall::ShareGuest { vm, pfn: PFN, gfn: 4, pages: 1, permissions });
+        assert_eq!(world.sim().icache_invalidations(), before + 1);
+    }
+
+    #[test]
     fn pins_beyond_the_list_are_refused_and_none_is_lost() {
         let world = World::new();
         world.ok(HostCall::ShareHyp { pfn: RAM_START, pages: 0x100 });
