@@ -2,7 +2,16 @@
 //!
 //! [`TestMachine`] implements [`Machine`] over `sim::Sim`, whose TLB keeps every translation until the right
 //! invalidation and whose checker sees every descriptor write. [`World`] is a hypervisor on it, with a
-//! snapshot of who owns and who reaches every page.
+//! snapshot of who owns and who reaches every page. It is a facade: any suite can build a world, make every call on
+//! it as the host on one of its CPUs, as a guest's vCPU or as the hypervisor, look at all of it, and make it fail.
+//!
+//! | file | what it offers |
+//! |---|---|
+//! | `failure` | allocations that fail on request |
+//! | [`snapshot`] | owner, state and reach of every page, and all pools |
+
+pub(crate) mod failure;
+pub mod snapshot;
 
 use crate::addr::{Gfn, Pages, Pfn, PhysAddr, Vpn};
 use crate::hypervisor::{Hypervisor, MAX_MAPPINGS, Mapping, Setup};
@@ -395,6 +404,57 @@ impl World {
         }
     }
 
+    /// Makes a call as the host on a CPU of the machine.
+    ///
+    /// # Panics
+    /// If there is no such CPU, or the call is not served.
+    pub fn call_on(&self, cpu: usize, call: HostCall) -> HostResult {
+        let before = this_cpu();
+        become_cpu(cpu);
+        let result = self.call(call);
+        become_cpu(before);
+        result
+    }
+
+    /// Makes a call as a vCPU, by HVC, through the run loop: runs it with these in x0 to x3. Returns what the host
+    /// sees, and, if the guest goes on without the host, what it finds in x0 to x3 then.
+    pub fn guest_call(&self, vm: VmHandle, vcpu: u64, call: [u64; 4]) -> (HostResult, Option<[u64; 4]>) {
+        /// ESR_EL2 of an HVC with immediate 0.
+        const HVC: u64 = 0x16 << 26 | 1 << 25;
+        let answer = std::sync::Arc::new(Mutex::new(None));
+        let seen = std::sync::Arc::clone(&answer);
+        self.hyp.machine().push_step(move |context| {
+            call.into_iter().zip(0..).for_each(|(value, x)| context.set_x(x, value));
+            Trap::Sync { esr: HVC, far: 0, hpfar: 0 }
+        });
+        self.hyp.machine().push_step(move |context| {
+            *lock(&seen) = Some([0, 1, 2, 3].map(|x| context.x(x)));
+            Trap::Irq
+        });
+        let result = self.call(HostCall::VcpuRun { vm, vcpu, values: [0; 4] });
+        self.hyp.machine().drop_steps();
+        let answer = *lock(&answer);
+        (result, answer)
+    }
+
+    /// Makes the `k`-th allocation from now on this thread's CPU fail, 1 being the next: table pages of the host's
+    /// pool or a VM's, or a record. Later ones succeed.
+    pub fn fail_allocation(&self, k: u64) {
+        failure::fail(k);
+    }
+
+    /// Lets all allocations succeed again. Returns the pool whose allocation failed, if one did.
+    pub fn stop_failing(&self) -> Option<abi::page::Pool> {
+        failure::stop()
+    }
+
+    /// Changes a word of a page of RAM just before the `n`-th load of it from now on, 1 being the next: what a host
+    /// may do to memory that it shares, between two loads.
+    pub fn change_at_load(&self, page: u64, word: u64, n: usize, value: u64) {
+        let pa = RAM_START.saturating_add(page) << crate::addr::PAGE_SHIFT;
+        self.sim().on_nth_load(pa.saturating_add(word.saturating_mul(8)), n, value);
+    }
+
     /// Makes a call that must succeed and returns its first value.
     ///
     /// # Panics
@@ -547,6 +607,45 @@ mod tests {
         let id = world.hyp.with_vm(first, |vm| vm.id());
         let root = id.map(|id| id.root.base()).expect("the VM is there");
         world.hyp.with_vm(second, |_| world.hyp.machine().write_descriptor(root, 0));
+    }
+
+    #[test]
+    fn a_word_that_the_host_shares_changes_between_two_loads() {
+        let world = World::new();
+        world.change_at_load(9, 3, 2, 0x1234);
+        let load = || world.sim().load64(((RAM_START + 9) << 12) + 24);
+        assert_eq!([load(), load(), load()], [0, 0x1234, 0x1234]);
+    }
+
+    #[test]
+    fn a_call_is_made_on_the_cpu_that_is_asked_for_and_this_thread_stays_what_it_was() {
+        let world = World::new();
+        world.sim().clear();
+        let vm = world.protected_vm();
+        let donate = HostCall::DonateGuest { vm, pfn: RAM_START, gfn: 0, pages: 1 };
+        assert_eq!(world.call_on(1, donate).outcome, Ok(()));
+        let by = |cpu| {
+            let of_cpu =
+                |event: &sim::Event| matches!(event, sim::Event::TlbiStage2Ipa { cpu: by, .. } if *by == cpu);
+            world.sim().events().iter().any(of_cpu)
+        };
+        assert!(by(1));
+        assert_eq!(this_cpu(), 0);
+    }
+
+    #[test]
+    fn a_guests_call_goes_through_the_run_loop() {
+        let world = World::new();
+        let vm = world.protected_vm();
+        world.ok(HostCall::VcpuCreate { vm, vcpu: 0 });
+        world.ok(HostCall::VcpuSetBoot { vm, vcpu: 0, pc: 0x1000, x0: 0 });
+        world.ok(HostCall::DonateGuest { vm, pfn: RAM_START, gfn: 0, pages: 1 });
+        let share = [u64::from(abi::guest::MEM_SHARE), 0, 1, 0];
+        let (result, answer) = world.guest_call(vm, 0, share);
+        assert_eq!((result.outcome, answer.map(|[x0, ..]| x0)), (Ok(()), Some(0)));
+        world.fail_allocation(1);
+        assert_eq!(world.stop_failing(), None, "nothing was allocated");
+        assert!(world.host_reads(0));
     }
 
     #[test]

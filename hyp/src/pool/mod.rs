@@ -59,6 +59,10 @@ impl PagePool {
 
     /// Checks that `pages` can be taken while `reserve` stay.
     pub fn check(&self, pool: Pool, pages: u64, reserve: u64) -> Result<(), Lacking> {
+        #[cfg(any(test, feature = "sim"))]
+        if crate::testing::failure::refuses(pool, pages) {
+            return Err(Lacking { pool, pages }.rounded());
+        }
         let available = self.free.saturating_sub(reserve);
         match pages.checked_sub(available) {
             None | Some(0) => Ok(()),

@@ -56,10 +56,13 @@ impl Records {
     /// How many pages, contiguous and aligned to their own number, will do.
     pub fn alloc<T>(&self, value: T) -> Result<Record<T>, Lacking> {
         let layout = Layout::new::<T>();
-        let block = self.heap.lock().alloc(layout).map_err(|()| Lacking {
-            pool: Pool::Metadata,
-            pages: (layout.size() as u64).div_ceil(PAGE_SIZE).next_power_of_two(),
-        })?;
+        let pages = (layout.size() as u64).div_ceil(PAGE_SIZE).next_power_of_two();
+        let lacking = Lacking { pool: Pool::Metadata, pages };
+        #[cfg(any(test, feature = "sim"))]
+        if crate::testing::failure::refuses(Pool::Metadata, 1) {
+            return Err(lacking);
+        }
+        let block = self.heap.lock().alloc(layout).map_err(|()| lacking)?;
         let place: NonNull<T> = block.cast();
         // SAFETY: the heap gave a block of T's size and alignment that nobody else uses.
         unsafe { place.write(value) };

@@ -1,0 +1,207 @@
+//! Every allocation of every call fails once, in many states with whole blocks, split ones and ends of blocks: the
+//! answer names the pool, nothing has changed, and the same call without a failure does what the specification says.
+//!
+//! The last is the oracle's business, which runs beside every transition here.
+
+use abi::exit::Exit;
+use abi::host::{HostCall, HostResult};
+use abi::page::{Permissions, Pool};
+use abi::{Error, VmFlags, VmHandle, guest};
+use hyp::testing::{PROTECTED, RAM_START, World};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A VM that is not protected.
+const OPEN: VmFlags = VmFlags { protected: false, ..PROTECTED };
+
+/// A world with a protected VM and an open one, each with a vCPU.
+struct Start {
+    world: World,
+    protected: VmHandle,
+    open: VmHandle,
+}
+
+/// Something that somebody does.
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    Host(HostCall),
+    /// A call of the protected guest: function, guest page, pages.
+    Guest(u32, u64, u64),
+}
+
+/// What comes of it.
+#[derive(Debug, PartialEq, Eq)]
+enum Came {
+    Done,
+    Refused,
+    Lacks(Option<Pool>),
+}
+
+impl Start {
+    fn new() -> Self {
+        let world = World::new();
+        let protected = world.vm(PROTECTED, 0x1000, 16);
+        let open = world.vm(OPEN, 0x1020, 16);
+        for vm in [protected, open] {
+            world.ok(HostCall::VcpuCreate { vm, vcpu: 0 });
+            world.ok(HostCall::VcpuSetBoot { vm, vcpu: 0, pc: 0x1000, x0: 0 });
+        }
+        Self { world, protected, open }
+    }
+
+    /// Everything that is tried, also to come to other states. Blocks are pages 0x400, 0x600, 0xa00 and 0xc00 of RAM;
+    /// the guests' begin at page 0x200.
+    fn ops(&self) -> Vec<Op> {
+        let (vm, open, ram) = (self.protected, self.open, |page: u64| RAM_START + page);
+        let permissions = Permissions::ALL;
+        let host = [
+            HostCall::PoolTopUp { pool: Pool::Tables, pfn: ram(0xa00), pages: 8 },
+            HostCall::PoolTopUp { pool: Pool::Metadata, pfn: ram(0xa08), pages: 1 },
+            HostCall::VmTopUp { vm, pfn: ram(0xa10), pages: 4 },
+            HostCall::ShareHyp { pfn: ram(0x400), pages: 1 },
+            HostCall::ShareHyp { pfn: ram(0x400), pages: 0x200 },
+            HostCall::UnshareHyp { pfn: ram(0x400), pages: 1 },
+            HostCall::UnshareHyp { pfn: ram(0x5ff), pages: 1 },
+            HostCall::TestPin { pfn: ram(0x400) },
+            HostCall::TestUnpin { pfn: ram(0x400) },
+            HostCall::DonateGuest { vm, pfn: ram(0x600), gfn: 0x200, pages: 0x200 },
+            HostCall::DonateGuest { vm, pfn: ram(0x600), gfn: 0x200, pages: 1 },
+            HostCall::DonateGuest { vm, pfn: ram(0x601), gfn: 0x3ff, pages: 2 },
+            HostCall::ShareGuest { vm: open, pfn: ram(0xc00), gfn: 0x200, pages: 0x200, permissions },
+            HostCall::ShareGuest { vm: open, pfn: ram(0xc01), gfn: 0x201, pages: 1, permissions },
+            HostCall::UnshareGuest { vm: open, gfn: 0x201, pages: 1 },
+            HostCall::UnshareGuest { vm: open, gfn: 0x200, pages: 0x200 },
+            HostCall::ReclaimGuest { vm, gfn: 0x200, pages: 1 },
+            HostCall::ReclaimGuest { vm, gfn: 0x200, pages: 0x200 },
+            HostCall::VmCreate { flags: PROTECTED, root: ram(0xe00) },
+            HostCall::VcpuCreate { vm, vcpu: 1 },
+            HostCall::VmTeardownStart { vm },
+            HostCall::VmTeardownFinish { vm },
+        ];
+        let guest = [guest::MEM_SHARE, guest::MEM_UNSHARE, guest::MEM_RELINQUISH];
+        let guest = guest.into_iter().flat_map(|function| {
+            [(0x200, 1), (0x3ff, 1), (0x200, 0x200)].map(|(page, pages)| Op::Guest(function, page, pages))
+        });
+        host.into_iter().map(Op::Host).chain(guest).collect()
+    }
+
+    fn make(&self, op: Op) -> Came {
+        match op {
+            Op::Host(call) => match self.world.call(call) {
+                HostResult { outcome: Ok(()), .. } => Came::Done,
+                HostResult { outcome: Err(Error::NoMemory), values } => {
+                    Came::Lacks(Pool::from_word(values[1]))
+                }
+                _ => Came::Refused,
+            },
+            Op::Guest(function, page, pages) => {
+                let call = [u64::from(function), page << 12, pages, 0];
+                let (result, answer) = self.world.guest_call(self.protected, 0, call);
+                match result.outcome.is_ok().then(|| Exit::from_words(result.values)).flatten() {
+                    Some(Exit::NeedPages { pool, .. }) => Came::Lacks(Some(pool)),
+                    _ if answer.is_some_and(|[x0, ..]| x0 == 0) => Came::Done,
+                    _ => Came::Refused,
+                }
+            }
+        }
+    }
+
+    /// The world after these, if all of them can be done one after the other.
+    fn after(ops: &[usize]) -> Option<Self> {
+        let start = Self::new();
+        let all = start.ops();
+        let done = ops.iter().all(|op| start.make(all[*op]) == Came::Done);
+        done.then_some(start)
+    }
+}
+
+/// What was tried: how often each allocation of a call failed, by pool.
+#[derive(Default)]
+struct Tried {
+    states: u64,
+    pairs: u64,
+    failures: BTreeMap<&'static str, u64>,
+}
+
+/// Fails every allocation of every call in one state.
+fn try_all_in(ops: &[usize], tried: &mut Tried) {
+    let Some(mut start) = Start::after(ops) else { return };
+    tried.states += 1;
+    let before = start.world.snapshot();
+    for op in start.ops() {
+        tried.pairs += 1;
+        start.world.load_all();
+        let mut moved = false;
+        for k in 1.. {
+            let story = || {
+                let all = start.ops();
+                let story: Vec<_> = ops.iter().map(|op| format!("{:?}", all[*op])).collect();
+                format!("after {story:?}: {op:?}, allocation {k} fails")
+            };
+            let changes = start.world.sim().changes();
+            start.world.fail_allocation(k);
+            let came = start.make(op);
+            let failed = start.world.stop_failing();
+            start.world.check();
+            let Some(pool) = failed else {
+                // The call as it is. A VM's record is allocated before its root is looked at.
+                // What it did is compared by the oracle.
+                assert!(!matches!(came, Came::Lacks(_)), "{}: nothing failed, and it lacks pages", story());
+                moved = came == Came::Done || start.world.sim().changes() != changes;
+                let may_be_refused = matches!(op, Op::Host(HostCall::VmCreate { .. }));
+                assert!(k == 1 || may_be_refused || came == Came::Done, "{}: then it is refused", story());
+                break;
+            };
+            *tried.failures.entry(["tables", "metadata", "VM"][pool as usize]).or_default() += 1;
+            assert_eq!(came, Came::Lacks(Some(pool)), "{}", story());
+            assert_eq!(start.world.pools(), before.pools, "{}", story());
+            assert_eq!(start.world.census(), before.census, "{}", story());
+            // Where no word of RAM was written, no page is another.
+            if start.world.sim().changes() != changes {
+                assert_eq!(before.difference(&start.world.snapshot()), None, "{}", story());
+            }
+        }
+        if moved {
+            start = Start::after(ops).expect("it was done before");
+        }
+    }
+}
+
+#[test]
+fn an_allocation_that_fails_leaves_everything_as_it_was() {
+    let ops = Start::new().ops().len();
+    let states: Vec<Vec<usize>> = std::iter::once(Vec::new())
+        .chain((0..ops).map(|first| vec![first]))
+        .chain((0..ops).flat_map(|first| (0..ops).map(move |second| vec![first, second])))
+        .collect();
+    let next = AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut tried = Tried::default();
+    std::thread::scope(|scope| {
+        let play = || {
+            let mut tried = Tried::default();
+            while let Some(state) = states.get(next.fetch_add(1, Ordering::Relaxed)) {
+                try_all_in(state, &mut tried);
+            }
+            tried
+        };
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(play)).collect();
+        for thread in running {
+            let part = match thread.join() {
+                Ok(part) => part,
+                Err(panic) => std::panic::resume_unwind(panic),
+            };
+            tried.states += part.states;
+            tried.pairs += part.pairs;
+            part.failures
+                .into_iter()
+                .for_each(|(pool, count)| *tried.failures.entry(pool).or_default() += count);
+        }
+    });
+    let triples: u64 = tried.failures.values().sum();
+    println!(
+        "{} states, {} pairs of a state and a call, {triples} triples with an allocation that failed: {:?}",
+        tried.states, tried.pairs, tried.failures
+    );
+    assert_eq!(tried.failures.len(), 3, "allocations of every pool fail");
+}
