@@ -230,6 +230,11 @@ impl View {
         World { pfn: self.window.first_pfn(), pages, gfn: self.window.gfn, gfns, pins: self.pins }
     }
 
+    /// The page of this number in the window: before, and as it is expected to be.
+    pub(super) fn page(&self, number: usize) -> (Page, Page) {
+        (self.before.pages[number], self.expected.pages[number])
+    }
+
     /// Shows every difference between what the specification says and what is there.
     fn compare<M: Machine>(
         &self,
@@ -279,7 +284,7 @@ impl View {
         let Some(pfn) = self.window.pfn(number) else { return };
         let machine = &hypervisor.machine;
         let real = abstraction::page(hypervisor, held, &self.window, pfn);
-        let (before, expected) = (self.before.pages[number], self.expected.pages[number]);
+        let (before, expected) = self.page(number);
         if (real.host, real.pins) != (plain(expected.host), expected.pins) {
             visit(Difference::Page { number, real });
         }
@@ -414,12 +419,5 @@ fn outcome(asked: Asked, window: &Window, answer: Answer) -> Outcome {
             Err(error) => Outcome::Refused(error),
             Ok(()) => Outcome::Done(0),
         },
-    }
-}
-
-/// The state of the window's page of this number, before or after.
-impl View {
-    pub(super) fn pages_of(&self, number: usize) -> (Page, Page) {
-        (self.before.pages[number], self.expected.pages[number])
     }
 }

@@ -93,7 +93,7 @@ impl Report<'_> {
                 write!(f, "outcome: specification: {}; core: {}", Told(expected), Told(real))
             }
             Difference::Page { number, real } => {
-                let (before, expected) = self.view.pages_of(number);
+                let (before, expected) = self.view.page(number);
                 let pfn = window.pfn(number).map_or(0, Pfn::as_u64);
                 let say = |page| Whose { page, window };
                 let (before, expected, real) = (say(before), say(expected), say(real));

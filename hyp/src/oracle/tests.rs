@@ -242,6 +242,32 @@ fn a_host_that_is_asked_for_pages_that_are_not_shared_is_found() {
 }
 
 #[test]
+fn a_chunk_whose_pages_all_lie_alone_is_checked_as_far_as_the_window_goes() {
+    let world = World::new();
+    let vm = world.protected_vm();
+    world.ok(HostCall::VmTopUp { vm, pfn: RAM_START + 0x1100, pages: 8 });
+    for page in 0..0x200 {
+        let pfn = RAM_START + 0x2000 + 4 * page;
+        while world.call(HostCall::DonateGuest { vm, pfn, gfn: GFN + page, pages: 1 }).outcome.is_err() {
+            let pool = abi::page::Pool::Tables;
+            world.ok(HostCall::PoolTopUp { pool, pfn: RAM_START + 0x1200 + page * 2, pages: 8 });
+        }
+    }
+    let _ = world.hyp.guest_share_host(vm, guest(0, 0x200));
+    let asked = Asked::Unshare(vm, guest(0, 0x200));
+    let text = of_host_and_guest(&world, vm, asked, |machine, host, vm| {
+        let result = crate::ownership::guest::unshare_host(machine, host, &mut vm.space, guest(0, 0x200));
+        set_host(machine, host, 0x27fc, of_host(0x27fc, Sharing::Borrowed));
+        result
+    });
+    assert!(
+        text.contains("\n  page 0x427fc: before: a guest's, shared with the host; specification: vm0.1's"),
+        "{text}"
+    );
+    assert_eq!(text.lines().count(), 3, "{text}");
+}
+
+#[test]
 fn what_is_broken_before_a_call_is_told_before_it() {
     let world = World::new();
     let vm = donated(&world);
