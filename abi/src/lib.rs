@@ -9,6 +9,7 @@
 //! | [`psci`] | power state coordination, for the host's relay and for guests |
 //! | [`error`] | the error codes of host calls |
 //! | [`page`] | page states and handles as words |
+//! | [`tables`] | all of it as data, for documents and tools |
 //!
 //! Nothing here touches hardware, and nothing here trusts: decoding yields a typed *allegation* whose
 //! numbers the hypervisor still has to check against memory and state.
@@ -23,6 +24,7 @@ pub mod host;
 pub mod page;
 pub mod psci;
 pub mod smccc;
+pub mod tables;
 
 pub use error::Error;
 pub use exit::Exit;

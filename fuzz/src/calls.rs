@@ -19,6 +19,8 @@ use crate::machine::{FuzzMachine, Turn};
 use abi::exit::{Access, Exit};
 use abi::host::{CALLS, HostCall, HostResult};
 use abi::page::Pool;
+use abi::smccc::FunctionId;
+use abi::tables::refusals;
 use abi::{Error, VmFlags, VmHandle, guest, psci};
 use hyp::addr::{Gfn, Pages, Pfn};
 use hyp::call::host::HostReply;
@@ -220,6 +222,12 @@ impl Play {
             return None;
         };
         outcomes.note((words[0] as u32, result.outcome, result.values[0].min(3)));
+        if let Err(error) = result.outcome {
+            let number = FunctionId::from_x0(words[0]).number();
+            let call = CALLS.iter().find(|call| call.number == number).expect("what is refused is a call");
+            let listed = refusals(call.name).expect("a row of refusals");
+            assert!(listed.contains(&error), "{} answers {error:?}, which is not documented", call.name);
+        }
         if result.outcome == Err(Error::NoMemory) {
             let [pages, pool, ..] = result.values;
             let pool = Pool::from_word(pool).expect("a pool");

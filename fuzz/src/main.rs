@@ -132,11 +132,17 @@ fn report(target: &Target, seed: u64, found: &Findings) {
     );
 }
 
-/// Replaces a corpus by the fewest inputs that have its outcomes and the new ones.
+/// Inputs that found something once: their files begin so, and are never replaced.
+const KEEP: &str = "keep-";
+
+/// Replaces a corpus by a small one that has its outcomes and the new ones.
 fn write_corpus(target: &Target, folder: &Path, found: &Findings) -> std::io::Result<()> {
     let chosen = distil(target, &found.kept);
     for entry in std::fs::read_dir(folder)? {
-        std::fs::remove_file(entry?.path())?;
+        let entry = entry?;
+        if !entry.file_name().to_string_lossy().starts_with(KEEP) {
+            std::fs::remove_file(entry.path())?;
+        }
     }
     for input in &chosen {
         std::fs::write(folder.join(name_of(target, input)), input)?;

@@ -1,6 +1,9 @@
 //! What the documents say, held against the crates that they describe.
 
+use abi::Error;
 use abi::host::CALLS;
+use abi::tables::{EXITS, Function, GUEST_CALLS, GUEST_PSCI, HOST_SMCS, refusals};
+use std::collections::BTreeSet;
 
 const HYPERCALLS: &str = include_str!("../../docs/hypercalls.md");
 
@@ -24,4 +27,78 @@ fn the_table_of_host_calls_is_the_interfaces() {
     let (section, _) = section.split_once("\nWords:\n").unwrap();
     let rows: Vec<&str> = section.lines().filter(|line| line.starts_with("| C6")).collect();
     assert_eq!(rows, expected);
+}
+
+/// The cells of the rows of the tables in a section.
+fn rows(from: &str, to: &str) -> Vec<Vec<&'static str>> {
+    let (_, section) = HYPERCALLS.split_once(from).expect("the section begins");
+    let (section, _) = section.split_once(to).expect("the section ends");
+    let lines = section.lines().filter(|line| line.starts_with("| ") && !line.starts_with("|---"));
+    lines.map(|line| line.trim_matches('|').split(" | ").map(str::trim).collect()).collect()
+}
+
+#[test]
+fn the_table_of_refusals_is_the_interfaces() {
+    let table = rows("\nPages of each call, and errors.", "\n*Claim*");
+    let text = |name: &str| {
+        let row = table.iter().find(|row| row[0].split(", ").any(|call| call == name));
+        row.map_or("", |row| row[2])
+    };
+    let named = |text: &str| -> BTreeSet<u16> {
+        let is_named = |error: &Error| text.contains(&format!("`{error:?}`"));
+        Error::ALL.into_iter().filter(is_named).map(|error| error as u16).collect()
+    };
+    let set = |errors: &[Error]| errors.iter().map(|error| *error as u16).collect::<BTreeSet<u16>>();
+    for call in CALLS {
+        let row = text(call.name);
+        let mut expected = named(row);
+        for other in CALLS.iter().filter(|other| row.contains(&format!("as {}", other.name))) {
+            expected.extend(named(text(other.name)));
+        }
+        if call.arguments.contains(&"pages") {
+            expected.extend(set(&[Error::Invalid, Error::Permission]));
+        }
+        if call.arguments.contains(&"gfn") {
+            expected.extend(set(&[Error::Range]));
+        }
+        if call.arguments.contains(&"vm") {
+            expected.extend(set(&[Error::NoEntry]));
+        }
+        if row.contains("*claim*") {
+            expected.extend(set(&[Error::NoEntry, Error::Permission, Error::Busy]));
+        }
+        assert_eq!(set(refusals(call.name).expect("a row")), expected, "{}", call.name);
+    }
+}
+
+#[test]
+fn the_tables_of_guest_calls_and_exits_are_the_interfaces() {
+    let listed = |functions: &[Function]| -> BTreeSet<(String, String)> {
+        functions.iter().map(|call| (format!("{:08X}", call.number), call.name.to_owned())).collect()
+    };
+    // A row may have several functions; a name may have its arguments behind it.
+    let of = |rows: Vec<Vec<&str>>| -> BTreeSet<(String, String)> {
+        rows.iter()
+            .filter(|row| row[0].starts_with(['8', 'C']))
+            .flat_map(|row| {
+                let name = row[1].split(" (").next().unwrap_or_default();
+                row[0].split(", ").zip(name.split(", ")).map(|(n, name)| (n.to_owned(), name.to_owned()))
+            })
+            .collect()
+    };
+    assert_eq!(of(rows("\n## Guest calls\n", "\n*Range*: x1")), listed(GUEST_CALLS));
+    assert_eq!(of(rows("\n### PSCI for guests\n", "\n## SMCs")), listed(GUEST_PSCI));
+    let smcs: BTreeSet<&str> = rows("\n## SMCs of the host\n", "\n## Where")
+        .iter()
+        .skip(1)
+        .flat_map(|row| row[0].split(", "))
+        .collect();
+    assert_eq!(smcs, HOST_SMCS.iter().map(|smc| smc.name).collect());
+    let exits: Vec<String> = rows("\n### Exits\n", "\n### Unshare")
+        .iter()
+        .skip(1)
+        .map(|row| format!("{} {}", row[0], row[1]))
+        .collect();
+    let expected = EXITS.iter().enumerate().map(|(reason, (name, _))| format!("{reason} `{name}`"));
+    assert_eq!(exits, expected.collect::<Vec<_>>());
 }

@@ -49,6 +49,7 @@ struct Cli {
 
 #[derive(clap::Subcommand)]
 enum Verb {
+    Abi(verbs::abi::Args),
     Setup(verbs::setup::Args),
     Qemu(verbs::qemu::Args),
     Test(verbs::test::Args),
@@ -61,6 +62,7 @@ enum Verb {
 
 fn main() -> ExitCode {
     let done = tree::Tree::of_this_checkout().and_then(|tree| match Cli::parse().verb {
+        Verb::Abi(args) => verbs::abi::run(&tree, &args),
         Verb::Setup(args) => verbs::setup::run(&tree, &args),
         Verb::Qemu(args) => verbs::qemu::run(&tree, &args),
         Verb::Test(args) => verbs::test::run(&tree, &args),

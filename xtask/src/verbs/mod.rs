@@ -1,6 +1,7 @@
 //! The commands, one file each. All return whether everything passed; an error means that the run itself
 //! could not be made.
 
+pub(crate) mod abi;
 pub(crate) mod bench;
 pub(crate) mod fuzz;
 pub(crate) mod lint;
