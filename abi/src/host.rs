@@ -93,6 +93,7 @@ pub const CALLS: &[CallInfo] = &[
         &["aborts_injected", "aborts_retried", "host_calls", "guest_entries"],
         true,
     ),
+    info(0xf5, "TEST_EVENTS", &["from"], &["number", "kind", "vmid", "address", "old", "new"], true),
 ];
 
 const fn info(
@@ -327,6 +328,41 @@ pub enum HostCall {
     },
     /// Test builds: event counters.
     TestCounters,
+    /// Test builds: the first page-table event from a number on; kind 0 if there is none yet.
+    TestEvents {
+        /// Events are numbered from 1.
+        from: u64,
+    },
+}
+
+/// What a page-table event of [`HostCall::TestEvents`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum EventKind {
+    /// A word of a table, or of a page that is about to be one, was changed.
+    Write = 1,
+    /// Translations of pages under a VMID were dropped.
+    DropStage2 = 2,
+    /// All translations under a VMID were dropped, for the last time.
+    Retire = 3,
+    /// Translations of EL2's own were dropped.
+    DropHyp = 4,
+    /// A page was wiped.
+    Wipe = 5,
+}
+
+impl EventKind {
+    /// Reads the word; `None` for 0, which is no event, and for what is no kind.
+    pub const fn from_word(word: u64) -> Option<Self> {
+        Some(match word {
+            1 => Self::Write,
+            2 => Self::DropStage2,
+            3 => Self::Retire,
+            4 => Self::DropHyp,
+            5 => Self::Wipe,
+            _ => return None,
+        })
+    }
 }
 
 /// Why registers are no call.
@@ -385,6 +421,7 @@ impl HostCall {
             0xf2 => Self::TestPin { pfn: a },
             0xf3 => Self::TestUnpin { pfn: a },
             0xf4 => Self::TestCounters,
+            0xf5 => Self::TestEvents { from: a },
             _ => return Err(DecodeError::UnknownFunction),
         })
     }
@@ -433,6 +470,7 @@ impl HostCall {
             Self::TestPin { pfn } => (0xf2, [pfn, 0, 0, 0, 0, 0]),
             Self::TestUnpin { pfn } => (0xf3, [pfn, 0, 0, 0, 0, 0]),
             Self::TestCounters => (0xf4, [0; 6]),
+            Self::TestEvents { from } => (0xf5, [from, 0, 0, 0, 0, 0]),
         };
         let [a, b, c, d, e, f] = arguments;
         [u64::from(FIRST + number), a, b, c, d, e, f]
@@ -533,6 +571,7 @@ mod tests {
             HostCall::TestPin { pfn: 1 },
             HostCall::TestUnpin { pfn: 1 },
             HostCall::TestCounters,
+            HostCall::TestEvents { from: 7 },
         ]
     }
 

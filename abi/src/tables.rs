@@ -33,6 +33,7 @@ pub const REFUSALS: &[(&str, &[Error])] = &[
     ("TEST_PIN", &[Permission, NoMemory, Busy, Invalid]),
     ("TEST_UNPIN", &[Permission, Invalid]),
     ("TEST_COUNTERS", &[]),
+    ("TEST_EVENTS", &[]),
 ];
 
 /// What a host call of this name can be refused with; `None` if there is no such call.
@@ -134,6 +135,7 @@ pub const WORDS: &[(&str, &[(&str, u64)])] = &[
     ("flags", &[("protected", 1), ("unshare_immediate", 2), ("mmio_unguarded", 4)]),
     ("owner", &[("host", 0), ("hyp", 1), ("guest", 2)]),
     ("access", &[("read", 0), ("write", 1), ("execute", 2)]),
+    ("kind", &[("none", 0), ("write", 1), ("drop_stage2", 2), ("retire", 3), ("drop_hyp", 4), ("wipe", 5)]),
     ("why", &[("aarch32", 0), ("unexpected", 1)]),
 ];
 
@@ -142,7 +144,7 @@ mod tests {
     use super::*;
     use crate::Exit;
     use crate::exit::{Access, EXIT_WORDS, Fatal};
-    use crate::host::CALLS;
+    use crate::host::{CALLS, EventKind};
     use crate::page::{HostState, OwnerKind, Permissions, Pool, VmFlags};
 
     #[test]
@@ -193,6 +195,10 @@ mod tests {
         {
             assert_eq!(value("access", name), access as u64);
         }
+        for kind in [EventKind::Write, EventKind::DropStage2, EventKind::DropHyp, EventKind::Wipe] {
+            assert_eq!(EventKind::from_word(kind as u64), Some(kind));
+        }
+        assert_eq!(value("kind", "retire"), EventKind::Retire as u64);
         assert_eq!(value("why", "unexpected"), Fatal::Unexpected as u64);
         assert_eq!(value("permissions", "write"), Permissions { write: true, execute: false }.to_word());
         assert_eq!(value("permissions", "execute"), Permissions { write: false, execute: true }.to_word());

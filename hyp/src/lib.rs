@@ -13,6 +13,7 @@
 //! | [`sync`] | a lock is taken in its place in the order, and tests see to it |
 //! | `watch`, `oracle` | whoever watches a transition sees it under its locks, and changes nothing |
 //! | [`hypervisor`] | all locks stand in one place and are taken in one order |
+//! | `events` | test builds: what was done to tables and TLBs is remembered in order |
 //! | [`exception`] | EL1 finds what the architecture's own exception entry would leave |
 //! | [`psci`], [`smc`] | what is not known does not reach the firmware |
 //! | [`boot`] | nothing is written before everything that was loaded is checked |
@@ -39,6 +40,8 @@ pub mod addr;
 pub mod arch;
 pub mod boot;
 pub mod call;
+#[cfg(feature = "test-calls")]
+pub mod events;
 pub mod exception;
 pub mod hypervisor;
 pub mod machine;

@@ -119,6 +119,13 @@ pub trait Machine {
         0
     }
 
+    /// Test builds: the first page-table event from this number on, of those that the machine has kept. A simulated
+    /// machine has a log of its own.
+    #[cfg(feature = "test-calls")]
+    fn event(&self, _from: u64) -> Option<crate::events::Event> {
+        None
+    }
+
     /// Where EL2 reads and writes the records in a page that it owns, as the address of its first byte in
     /// the implementation's own address space: EL2's identity map, or memory of the test.
     fn record_memory(&self, pages: Pages<Pfn>) -> Option<core::ptr::NonNull<u8>>;

@@ -3,11 +3,12 @@
 use alloc::vec::Vec;
 use core::cell::Cell;
 
-use abi::host::{CALL_WORDS, HostResult, RESULT_WORDS};
+use abi::host::{CALL_WORDS, EventKind, HostResult, RESULT_WORDS};
 use abi::page::Pool;
 use abi::{Error, HostCall, HostState};
 
 use crate::census::Census;
+use crate::events::Event;
 use crate::sys::File;
 use crate::uapi::deed;
 use crate::{Failure, failure};
@@ -401,6 +402,18 @@ impl Deed {
     /// Aborts that the hypervisor has injected; `None` in a build without test calls.
     pub fn injected_aborts(&self) -> Result<Option<u64>, Failure> {
         Ok(self.call(HostCall::TestCounters)?.ok().map(|result| result.values[0]))
+    }
+
+    /// Page-table events from a number on, as many as are kept; none in a build without test calls.
+    pub fn events(&self, mut from: u64) -> Result<Vec<Event>, Failure> {
+        let mut events = Vec::new();
+        while let Some(result) = self.call(HostCall::TestEvents { from })?.ok() {
+            let [number, kind, vmid, address, old, new, ..] = result.values;
+            let Some(kind) = EventKind::from_word(kind) else { break };
+            events.push(Event { number, kind, vmid, address, old, new });
+            from = number + 1;
+        }
+        Ok(events)
     }
 
     /// A page of the hypervisor's, found by asking for every page of the first 256 MiB of RAM from `start` on:

@@ -24,6 +24,7 @@ extern crate alloc;
 
 pub mod census;
 pub mod device;
+pub mod events;
 pub mod steps;
 pub mod uapi;
 

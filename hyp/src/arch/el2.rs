@@ -14,6 +14,7 @@ use aarch64_cpu::registers::{
     ID_AA64ISAR0_EL1, ID_AA64ISAR1_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1,
     ID_AA64PFR0_EL1, ID_AA64PFR1_EL1, Readable, VTTBR_EL2, Writeable,
 };
+use abi::host::EventKind;
 use core::ptr::NonNull;
 
 /// Pages up to which a range is invalidated one by one; a larger one takes the whole VMID with it.
@@ -22,6 +23,17 @@ const MOST_SINGLE_INVALIDATIONS: u64 = 64;
 /// The machine under EL2.
 #[derive(Clone, Copy, Debug)]
 pub struct El2;
+
+/// The last page-table events, for TEST_EVENTS. Its lock is a leaf.
+#[cfg(feature = "test-calls")]
+static EVENTS: spin::Mutex<crate::events::Ring> = spin::Mutex::new(crate::events::Ring::new());
+
+/// Remembers an event in test builds; in others there is nothing to remember it in.
+#[inline]
+fn note(_kind: EventKind, _vmid: u16, _address: u64, _old: u64, _new: u64) {
+    #[cfg(feature = "test-calls")]
+    EVENTS.lock().note(_kind, _vmid.into(), _address, _old, _new);
+}
 
 /// Runs maintenance under a VMID, which is loaded for it if it is not already.
 ///
@@ -55,6 +67,12 @@ impl Machine for El2 {
 
     #[inline]
     fn write_descriptor(&self, at: PhysAddr, value: u64) {
+        if cfg!(feature = "test-calls") {
+            let old = self.read_descriptor(at);
+            if old != value {
+                note(EventKind::Write, 0, at.as_u64(), old, value);
+            }
+        }
         let entry = at.as_u64() as *mut u64;
         // SAFETY: as in `read_descriptor`; no Rust reference to table memory exists.
         unsafe { entry.write_volatile(value) };
@@ -80,9 +98,11 @@ impl Machine for El2 {
             }
             i::dsb_ish();
         });
+        note(EventKind::DropStage2, id.vmid, pages.start().base().as_u64(), pages.count(), 0);
     }
 
     fn retire_stage2(&self, id: Stage2Id) {
+        note(EventKind::Retire, id.vmid, id.root.base().as_u64(), 0, 0);
         under(id, || {
             i::tlbi_vmalls12e1is();
             i::dsb_ish();
@@ -90,6 +110,7 @@ impl Machine for El2 {
     }
 
     fn invalidate_hyp(&self, pages: Pages<Vpn>) {
+        note(EventKind::DropHyp, 0, pages.start().base().as_u64(), pages.count(), 0);
         i::dsb_ish();
         if pages.count() > MOST_SINGLE_INVALIDATIONS {
             i::tlbi_alle2is();
@@ -103,6 +124,7 @@ impl Machine for El2 {
     }
 
     fn wipe(&self, page: Pfn) {
+        note(EventKind::Wipe, 0, page.base().as_u64(), 1, 0);
         fixmap::with_page(page, |start| {
             if cfg!(feature = "no-wipe") {
                 cache::clean_page(start);
@@ -165,6 +187,11 @@ impl Machine for El2 {
             i::ic_iallu();
             i::dsb_nsh();
         });
+    }
+
+    #[cfg(feature = "test-calls")]
+    fn event(&self, from: u64) -> Option<crate::events::Event> {
+        EVENTS.lock().first_from(from)
     }
 
     fn clean_record(&self, start: *const u8, bytes: usize) {

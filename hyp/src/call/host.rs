@@ -84,7 +84,8 @@ impl<M: Machine> Hypervisor<M> {
             | HostCall::TestCensus
             | HostCall::TestPin { .. }
             | HostCall::TestUnpin { .. }
-            | HostCall::TestCounters => self.serve_test(call),
+            | HostCall::TestCounters
+            | HostCall::TestEvents { .. } => self.serve_test(call),
         }
     }
 
@@ -156,6 +157,13 @@ impl<M: Machine> Hypervisor<M> {
             }
             HostCall::TestPin { pfn } => with_page(pfn, &|page| super::unit(self.pin(page))),
             HostCall::TestUnpin { pfn } => with_page(pfn, &|page| super::unit(self.unpin(page))),
+            HostCall::TestEvents { from } => match self.machine.event(from) {
+                Some(event) => {
+                    let [number, kind] = [event.number, event.kind as u64];
+                    HostResult::ok(&[number, kind, event.vmid, event.address, event.old, event.new])
+                }
+                None => HostResult::ok(&[]),
+            },
             _ => {
                 let read = |counter: &crate::sync::AtomicU64| counter.load(Ordering::Relaxed);
                 HostResult::ok(&[

@@ -195,7 +195,7 @@ mod tests {
         let world = World::new();
         let vm = world.protected_vm();
         world.ok(HostCall::DonateGuest { vm, pfn: RAM_START + 5, gfn: 0x80, pages: 2 });
-        world.hyp.guest_share_host(vm, crate::addr::Pages::from_raw(0x81, 1).unwrap());
+        let _ = world.hyp.guest_share_host(vm, crate::addr::Pages::from_raw(0x81, 1).unwrap());
         world.ok(HostCall::ShareHyp { pfn: RAM_START + 7, pages: 1 });
         world.hyp.pin(Pfn::new(RAM_START + 7).unwrap()).unwrap();
         let snapshot = world.snapshot();

@@ -5,6 +5,7 @@ use abi::page::{Permissions, Pool};
 use abi::{HostCall, HostState, VmFlags};
 use host_programs::Failure;
 use host_programs::deed::{Deed, Touch};
+use host_programs::events::is_taken_before_it_is_given;
 use host_programs::hostile::{Watch, refusal, try_all};
 use host_programs::raw_vm::RawVm;
 use host_programs::steps::Steps;
@@ -80,6 +81,22 @@ pub(crate) fn pools(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
     try_all(deed, steps, &Watch::new(&[page]), &rows)
 }
 
+/// Reads from the hypervisor's ring of events in which order it gave a page away.
+fn order_of_a_donation(deed: &Deed, steps: &mut Steps, from: u64, page: u64) -> Result<(), Failure> {
+    const STEP: &str = "a-page-is-gone-from-tables-and-tlbs-before-the-guest-has-it";
+    let at = page * PAGE_SIZE;
+    let events = deed.events(from)?;
+    if events.is_empty() {
+        steps.skip(STEP, "this build of the hypervisor has no test calls");
+        return Ok(());
+    }
+    // A table that is split is written entry by entry: the end tells the story.
+    events.iter().skip(events.len().saturating_sub(8)).for_each(|event| steps.tell(event));
+    let observed = if is_taken_before_it_is_given(&events, at) { "in order" } else { "out of order" };
+    steps.check(STEP, "in order", observed, observed == "in order");
+    Ok(())
+}
+
 /// The life of a protected VM.
 pub(crate) fn protected_vm(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
     let mut raw = RawVm::protected(deed)?;
@@ -89,7 +106,9 @@ pub(crate) fn protected_vm(deed: &Deed, steps: &mut Steps) -> Result<(), Failure
     let page = first + 1;
     let at = page * PAGE_SIZE + 8;
     deed.store(at, PATTERN)?;
+    let before = deed.events(0)?.last().map_or(0, |event| event.number);
     raw.must(deed, HostCall::DonateGuest { vm, pfn: page, gfn: GFN, pages: 1 })?;
+    order_of_a_donation(deed, steps, before + 1, page)?;
     state(deed, steps, "a-donated-page-is-no-page-of-the-hosts", page, HostState::NoPage)?;
     let touch = deed.load(at)?;
     steps.check("touch-of-a-donated-page-aborts", "abort", touch, touch.is_injected_abort(at));
