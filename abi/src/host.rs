@@ -543,7 +543,7 @@ impl From<Error> for HostResult {
 mod tests {
     use super::*;
 
-    fn samples() -> [HostCall; 25] {
+    fn samples() -> [HostCall; 26] {
         let vm = VmHandle::new(3, 9).unwrap();
         [
             HostCall::Version,
