@@ -126,9 +126,9 @@ pub const ANSWER: u64 = u64::from_le_bytes(*b"host:yes");
 /// arguments are what came of the last command, and whose results are the next one: an operation and its three
 /// arguments. An operation that is none of these is the function id of a call to make.
 pub mod player {
-    /// Load 8 bytes at an address: reports 0 and the value.
+    /// Load 8 bytes at an address: reports 0 and the value, or 1 and the syndrome of an exception.
     pub const LOAD: u64 = 1;
-    /// Store 8 bytes: reports 0.
+    /// Store 8 bytes: reports 0, or 1 and the syndrome of an exception.
     pub const STORE: u64 = 2;
     /// Call the instructions at an address, which return: reports 0, or 1 and the syndrome of an exception.
     pub const FETCH: u64 = 3;

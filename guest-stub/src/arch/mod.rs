@@ -139,22 +139,44 @@ pub const CLASS_DATA_ABORT: u64 = 0x25;
 /// Fault status code of a synchronous external abort.
 pub const STATUS_EXTERNAL: u64 = 0x10;
 
-static EXPECTED: AtomicBool = AtomicBool::new(false);
-static TAKEN: AtomicBool = AtomicBool::new(false);
-static SYNDROME: AtomicU64 = AtomicU64::new(0);
-static ADDRESS: AtomicU64 = AtomicU64::new(0);
+/// What a vCPU's handler and the code that it interrupts say to each other.
+struct Attempt {
+    expected: AtomicBool,
+    taken: AtomicBool,
+    syndrome: AtomicU64,
+    address: AtomicU64,
+}
+
+/// vCPUs that Deed gives a VM at the most.
+const VCPUS: usize = 8;
+
+/// By affinity, which is the vCPU's index.
+static ATTEMPTS: [Attempt; VCPUS] = [const {
+    Attempt {
+        expected: AtomicBool::new(false),
+        taken: AtomicBool::new(false),
+        syndrome: AtomicU64::new(0),
+        address: AtomicU64::new(0),
+    }
+}; VCPUS];
+
+/// This vCPU's part.
+fn attempt_here() -> &'static Attempt {
+    &ATTEMPTS[crate::read_register!("mpidr_el1") as usize % VCPUS]
+}
 
 /// Runs `action`, in which one instruction may take a synchronous exception: it is then skipped, and the
-/// exception is the result. One vCPU at a time.
+/// exception is the result.
 pub fn attempt<T>(action: impl FnOnce() -> T) -> Result<T, Fault> {
-    TAKEN.store(false, Ordering::SeqCst);
-    EXPECTED.store(true, Ordering::SeqCst);
+    let attempt = attempt_here();
+    attempt.taken.store(false, Ordering::SeqCst);
+    attempt.expected.store(true, Ordering::SeqCst);
     let value = action();
-    EXPECTED.store(false, Ordering::SeqCst);
-    if TAKEN.load(Ordering::SeqCst) {
+    attempt.expected.store(false, Ordering::SeqCst);
+    if attempt.taken.load(Ordering::SeqCst) {
         return Err(Fault {
-            syndrome: SYNDROME.load(Ordering::SeqCst),
-            address: ADDRESS.load(Ordering::SeqCst),
+            syndrome: attempt.syndrome.load(Ordering::SeqCst),
+            address: attempt.address.load(Ordering::SeqCst),
         });
     }
     Ok(value)
@@ -169,10 +191,11 @@ const VECTOR_SYNCHRONOUS: u64 = 4;
 extern "C" fn deed_guest_exception(vector: u64, frame: &mut ExceptionFrame) {
     let syndrome = crate::read_register!("esr_el1");
     let address = crate::read_register!("far_el1");
-    if vector == VECTOR_SYNCHRONOUS && EXPECTED.swap(false, Ordering::SeqCst) {
-        SYNDROME.store(syndrome, Ordering::SeqCst);
-        ADDRESS.store(address, Ordering::SeqCst);
-        TAKEN.store(true, Ordering::SeqCst);
+    let attempt = attempt_here();
+    if vector == VECTOR_SYNCHRONOUS && attempt.expected.swap(false, Ordering::SeqCst) {
+        attempt.syndrome.store(syndrome, Ordering::SeqCst);
+        attempt.address.store(address, Ordering::SeqCst);
+        attempt.taken.store(true, Ordering::SeqCst);
         // An instruction that cannot be fetched was called: its caller goes on.
         let fetched = syndrome >> 26 & 0x3f != CLASS_INSTRUCTION_ABORT;
         let [.., link] = frame.x;

@@ -12,7 +12,7 @@ guest_stub::guest!(image::serve);
 #[cfg(target_os = "none")]
 mod image {
     use abi::{guest, psci};
-    use guest_stub::arch::{attempt, call_page, hvc, load64, secondary_entry, store64};
+    use guest_stub::arch::{Fault, attempt, call_page, hvc, load64, secondary_entry, store64};
     use guest_stub::protocol::player;
 
     /// Asks for commands for ever.
@@ -24,17 +24,19 @@ mod image {
         }
     }
 
+    /// What came of an access: 0 and the value, or 1 and the exception.
+    fn told(outcome: Result<u64, Fault>) -> [u64; 4] {
+        match outcome {
+            Ok(value) => [0, value, 0, 0],
+            Err(fault) => [1, fault.syndrome, fault.address, 0],
+        }
+    }
+
     fn perform([operation, a, b, c]: [u64; 4]) -> [u64; 4] {
         match operation {
-            player::LOAD => [0, load64(a), 0, 0],
-            player::STORE => {
-                store64(a, b);
-                [0; 4]
-            }
-            player::FETCH => match attempt(|| call_page(a)) {
-                Ok(()) => [0; 4],
-                Err(fault) => [1, fault.syndrome, fault.address, 0],
-            },
+            player::LOAD => told(attempt(|| load64(a))),
+            player::STORE => told(attempt(|| store64(a, b)).map(|()| 0)),
+            player::FETCH => told(attempt(|| call_page(a)).map(|()| 0)),
             player::START => hvc([u64::from(psci::CPU_ON), 1, secondary_entry(serve), 0, 0, 0, 0]),
             function => hvc([function, a, b, c, 0, 0, 0]),
         }

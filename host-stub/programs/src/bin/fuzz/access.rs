@@ -74,9 +74,10 @@ impl Play<'_> {
             let outcome = self.act(vm, act)?;
             self.tale.note(Deed::Access { vm, act, outcome });
             let (slot, _) = self.touch_of(vm, vcpu)?;
-            let expected = match self.page_of(vm, gfn) {
-                Some(page) => Outcome::Done(self.content[page][slot]),
-                None => Outcome::Missing(gfn),
+            let expected = match self.state.vms[usize::from(vm)].entries[gfn as usize] {
+                GuestEntry::Page { pfn, .. } => Outcome::Done(self.content[usize::from(pfn)][slot]),
+                GuestEntry::Poisoned => Outcome::Aborted,
+                GuestEntry::Empty | GuestEntry::Device => Outcome::Missing(gfn),
             };
             if outcome != expected {
                 return Err(failure!(
@@ -102,7 +103,7 @@ impl Play<'_> {
                     _ => return Ok(()),
                 }
             }
-            GuestEntry::Device => Outcome::Aborted,
+            GuestEntry::Device | GuestEntry::Poisoned => Outcome::Aborted,
             GuestEntry::Empty => Outcome::Missing(gfn),
         };
         if expected == Outcome::Missing(gfn)

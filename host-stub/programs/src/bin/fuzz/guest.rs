@@ -360,18 +360,20 @@ impl Play<'_> {
 }
 
 /// What a guest reports of what it did; `None` if that is no report of such an act.
-fn read_report(act: Act, [first, second, third, fourth]: [u64; 4]) -> Option<Outcome> {
+fn read_report(act: Act, report: [u64; 4]) -> Option<Outcome> {
+    /// ESR_EL1.EC of an abort that is taken without a change of level.
+    const FETCH_ABORT: u64 = 0x21;
+    const DATA_ABORT: u64 = 0x25;
+    let [first, second, third, fourth] = report;
     match act {
-        Act::Call(Call::GuestStore { .. }) => {
-            ([first, second, third, fourth] == [0; 4]).then_some(Outcome::Done(1))
-        }
-        Act::Load { .. } => (first == 0).then_some(Outcome::Done(second)),
-        // An external abort of an instruction fetch at the guest's own level.
-        Act::Fetch { .. } => match (first, second >> 26 & 0x3f, second & 0x3f) {
-            (0, ..) => Some(Outcome::Done(0)),
-            (1, 0x21, 0x10) => Some(Outcome::Aborted),
-            _ => None,
+        Act::Call(Call::GuestStore { .. }) => match report {
+            [0, 0, 0, 0] => Some(Outcome::Done(1)),
+            _ => is_external(report, DATA_ABORT).then_some(Outcome::Aborted),
         },
+        Act::Load { .. } if first == 0 => Some(Outcome::Done(second)),
+        Act::Load { .. } => is_external(report, DATA_ABORT).then_some(Outcome::Aborted),
+        Act::Fetch { .. } if first == 0 => Some(Outcome::Done(0)),
+        Act::Fetch { .. } => is_external(report, FETCH_ABORT).then_some(Outcome::Aborted),
         Act::Call(_) => match (first, second, third, fourth) {
             (SUCCESS, done, 0, 0) => Some(Outcome::Done(done)),
             (INVALID_PARAMETER, 0, 0, 0) => Some(Outcome::InvalidParameter),
@@ -379,4 +381,10 @@ fn read_report(act: Act, [first, second, third, fourth]: [u64; 4]) -> Option<Out
             _ => None,
         },
     }
+}
+
+/// Whether a guest reports a synchronous external abort of this class.
+fn is_external([first, syndrome, ..]: [u64; 4], class: u64) -> bool {
+    const EXTERNAL: u64 = 0b01_0000;
+    first == 1 && syndrome >> 26 & 0x3f == class && syndrome & 0x3f == EXTERNAL
 }

@@ -258,6 +258,7 @@ impl Play<'_> {
             Call::VmTopUp { vm, pfns } => Call::VmTopUp { vm, pfns: run(pfns)? },
             Call::ShareHyp { pfns } => Call::ShareHyp { pfns: run(pfns)? },
             Call::UnshareHyp { pfns } => Call::UnshareHyp { pfns: run(pfns)? },
+            Call::ForceReclaim { pfns } => Call::ForceReclaim { pfns: run(pfns)? },
             Call::DonateGuest { vm, pfn, gfn, count } => {
                 let Run { first: pfn, count } = run(Run { first: pfn, count })?;
                 Call::DonateGuest { vm, pfn, gfn, count }

@@ -53,6 +53,9 @@ impl Play<'_> {
                 let (vm, gfn, pages) = (handle(vm), gfn(gfns.first), gfns.count);
                 self.host_call(HostCall::ReclaimGuest { vm, gfn, pages })
             }
+            Call::ForceReclaim { pfns } => {
+                self.host_call(HostCall::ForceReclaim { pfn: pfn(pfns.first), pages: pfns.count })
+            }
             Call::QueryPage { pfn: page } => {
                 let Answer::Served(result) = self.deed.call(HostCall::QueryPage { pfn: pfn(page) })? else {
                     return Err(failure!("it is not served"));
