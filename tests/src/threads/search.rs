@@ -5,6 +5,9 @@ use abi::Error;
 use spec::state::{Content, Phase};
 use spec::{Call, Outcome, step};
 
+/// A vCPU or a VM that is claimed.
+const BUSY: Got = Got::Outcome(Outcome::Refused(Error::Busy));
+
 /// The search for an order.
 pub(super) struct Search<'a> {
     pub(super) story: &'a [Event],
@@ -30,6 +33,11 @@ impl Search<'_> {
             if done[number] || first_end.is_some_and(|end| event.began > end) {
                 continue;
             }
+            // A vCPU that waits for an unshare is entered in two steps: others may see what lies between.
+            let entered = settled(&state, event.op, event.vcpu);
+            if entered != state && event.ended.is_some_and(|(_, got)| got != BUSY) {
+                self.go_on(entered, done, ends);
+            }
             if let Some(next) = self.next(&state, event) {
                 done[number] = true;
                 self.go_on(next, done, ends);
@@ -45,7 +53,7 @@ impl Search<'_> {
     /// The state after an event that comes next, if its outcome is what the specification says.
     fn next(&self, state: &Small, event: &Event) -> Option<Small> {
         let (_, got) = event.ended?;
-        if got == Got::Outcome(Outcome::Refused(Error::Busy)) && self.is_claimed(event) {
+        if got == BUSY && self.is_claimed(event) {
             return Some(*state);
         }
         let state = &settled(state, event.op, event.vcpu);
