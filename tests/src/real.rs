@@ -264,6 +264,7 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
             assert_eq!(exit, Some(Exit::CpuOn { vcpu }));
         }
         let mut vms = self.vms();
+        assert!(vms.iter().all(|vm| vm.handle != handle), "{handle:?} names two VMs");
         vms.push(RealVm { handle, hidden: 0, live: true, waits: [false; VCPUS] });
         Outcome::Created(vms.len() as u8 - 1)
     }
