@@ -1,8 +1,8 @@
 //! Taking pages back from a guest that is dying, or by force from one that is alive; and wiping all of them before the
 //! machine goes down.
 //!
-//! Sources of the rules: Linux 7.2 `__pkvm_host_reclaim_page_guest` and `__pkvm_host_force_reclaim_page_guest`. A private page is wiped and cleaned
-//! before the host can reach it (I4); a shared one is not, since the host can read it already.
+//! Sources of the rules: Linux 7.2 `__pkvm_host_reclaim_page_guest` and `__pkvm_host_force_reclaim_page_guest`. A private
+//! page is wiped and cleaned before the host can reach it (I4); a shared one is not, since the host can read it already.
 
 use super::guest::{Gap, GuestSpace, Piece};
 use super::{Error, Host, Owner, chunk};

@@ -1,0 +1,255 @@
+//! The simulated machine under the core: [`Machine`] over `sim::Sim`. Threads are its CPUs.
+//!
+//! Each operation asserts what the core owes it: that the writing CPU holds the lock of a table's owner, and that a
+//! change is published before its translations are dropped.
+
+use super::{RAM_PAGES, RAM_START};
+use crate::addr::{Gfn, Pages, Pfn, PhysAddr, Vpn};
+use crate::machine::{Machine, Stage2Id, Tree};
+use crate::sync::{AtomicU64, Lock, Ordering, order};
+use crate::vm::context::{Context, Trap};
+use core::cell::Cell;
+use core::ptr::NonNull;
+use core::sync::atomic::AtomicBool;
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+#[cfg(deed_shuttle)]
+use shuttle::thread_local;
+#[cfg(not(deed_shuttle))]
+use std::thread_local;
+
+/// CPUs of the simulated machine. Threads that a test schedules have one more, whose only business it is to touch
+/// pages.
+pub const CPUS: usize = if cfg!(deed_shuttle) { 3 } else { 2 };
+
+/// What a guest does when it is run: changes its registers, and traps.
+pub type Step = Box<dyn FnMut(&mut Context) -> Trap + Send>;
+
+thread_local! {
+    static CPU: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The CPU that this thread is: the first one, unless it [`became`](become_cpu) another.
+pub fn this_cpu() -> usize {
+    CPU.with(Cell::get)
+}
+
+/// Makes this thread a CPU.
+///
+/// # Panics
+/// If there is no such CPU.
+pub fn become_cpu(cpu: usize) {
+    assert!(cpu < CPUS, "there are {CPUS} CPUs");
+    CPU.with(|this| this.set(cpu));
+}
+
+/// A simulated machine with a script for its guests. Threads are its CPUs.
+pub struct TestMachine {
+    sim: sim::Sim,
+    /// What the guests do that run on each CPU.
+    scripts: [Mutex<VecDeque<Step>>; CPUS],
+    /// Another CPU may go on before each step: under shuttle, each use of `steps` is such a point.
+    interleaved: AtomicBool,
+    steps: AtomicU64,
+    /// Some tree is in use. Before that nobody's lock is asked for: at boot there is one CPU.
+    adopted: AtomicBool,
+    /// What [`Machine::record_memory`] has shown.
+    records: Mutex<Vec<Vec<RecordPage>>>,
+    needs_clean: bool,
+}
+
+/// Records stand in memory of the test, aligned as a page is.
+#[repr(align(4096))]
+#[derive(Clone)]
+struct RecordPage {
+    _bytes: [u8; 4096],
+}
+
+impl core::fmt::Debug for TestMachine {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("TestMachine")
+    }
+}
+
+impl Default for TestMachine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl TestMachine {
+    /// A machine with nothing on it.
+    pub fn new() -> Self {
+        let ram = vec![sim::Region { base: RAM_START << 12, size: RAM_PAGES << 12 }];
+        Self {
+            sim: sim::Sim::new(sim::Config { ram, cpus: CPUS }),
+            scripts: Default::default(),
+            interleaved: AtomicBool::new(false),
+            adopted: AtomicBool::new(false),
+            steps: AtomicU64::new(0),
+            records: Mutex::default(),
+            needs_clean: true,
+        }
+    }
+
+    /// The simulated hardware.
+    pub fn sim(&self) -> &sim::Sim {
+        &self.sim
+    }
+
+    /// The simulated hardware, for this CPU's next step.
+    pub fn step(&self) -> &sim::Sim {
+        if self.interleaved.load(Ordering::Relaxed) {
+            self.steps.fetch_add(1, Ordering::Relaxed);
+        }
+        &self.sim
+    }
+
+    /// From now on other CPUs may go on before each step, or not.
+    pub fn interleave(&self, interleaved: bool) {
+        self.interleaved.store(interleaved, Ordering::Relaxed);
+    }
+
+    /// Whoever writes to a table that is in use holds the lock of the table's owner.
+    #[track_caller]
+    fn check_lock(&self, at: PhysAddr) {
+        if !self.adopted.load(Ordering::Relaxed) {
+            return;
+        }
+        let owner = match self.sim.table_regime(at.as_u64()) {
+            None => return,
+            Some(sim::Regime::El2) => Lock::Hyp,
+            Some(sim::Regime::Stage2 { vmid }) => match vmid.checked_sub(1) {
+                None => Lock::Host,
+                Some(slot) => Lock::Vm(u8::try_from(slot).unwrap_or(u8::MAX)),
+            },
+        };
+        let held = order::held();
+        assert!(
+            held.contains(&owner),
+            "a table is written without its owner's lock {owner:?}, under {held:?}"
+        );
+    }
+
+    /// Whoever invalidates has made the change visible first: a walk that comes in between would cache the old
+    /// translation again. Barriers that are part of an invalidation are for the invalidation.
+    #[track_caller]
+    fn check_published(&self, regime: sim::Regime) {
+        let of_regime = |pa: &u64| self.sim.table_regime(*pa) == Some(regime);
+        let unpublished = self.sim.unordered_writes().iter().any(of_regime);
+        assert!(!unpublished, "translations are invalidated before the change of their table is published");
+    }
+
+    /// A run of pages of RAM.
+    ///
+    /// # Panics
+    /// If it is empty or leaves the address space.
+    pub fn ram(&self, first: u64, count: u64) -> Pages<Pfn> {
+        match Pages::from_raw(RAM_START.saturating_add(first), count) {
+            Some(pages) => pages,
+            None => panic!("no such run"),
+        }
+    }
+
+    /// Adds what a guest does at its next run on this CPU that has no step yet.
+    pub fn push_step(&self, step: impl FnMut(&mut Context) -> Trap + Send + 'static) {
+        if let Some(script) = self.scripts.get(this_cpu()) {
+            lock(script).push_back(Box::new(step));
+        }
+    }
+
+    /// Drops the steps of this CPU's guests that were not made.
+    pub fn drop_steps(&self) {
+        if let Some(script) = self.scripts.get(this_cpu()) {
+            lock(script).clear();
+        }
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn bytes(pages: u64) -> u64 {
+    pages << crate::addr::PAGE_SHIFT
+}
+
+impl Machine for TestMachine {
+    fn read_descriptor(&self, at: PhysAddr) -> u64 {
+        self.step().load64(at.as_u64())
+    }
+
+    #[track_caller]
+    fn write_descriptor(&self, at: PhysAddr, value: u64) {
+        self.check_lock(at);
+        self.step().write_desc(at.as_u64(), value);
+    }
+
+    fn publish(&self) {
+        self.step().dsb_ishst();
+    }
+
+    fn invalidate_stage2(&self, id: Stage2Id, pages: Pages<Gfn>) {
+        self.check_published(sim::Regime::Stage2 { vmid: id.vmid });
+        let ipa = pages.start().base().as_u64();
+        self.step().tlbi_stage2_ipa(this_cpu(), id.vmid, ipa, bytes(pages.count()));
+    }
+
+    fn retire_stage2(&self, id: Stage2Id) {
+        self.step().retire_root(id.root.base().as_u64());
+        self.step().tlbi_stage2_vmid(this_cpu(), id.vmid);
+    }
+
+    fn adopt(&self, tree: Tree, input_bits: u32) {
+        let (root, kind) = match tree {
+            Tree::Stage2(id) => (id.root, sim::TableKind::Stage2 { vmid: id.vmid, ipa_bits: input_bits }),
+            Tree::Hyp(root) => (root, sim::TableKind::El2 { va_bits: input_bits }),
+        };
+        self.adopted.store(true, Ordering::Relaxed);
+        self.step().table_root(root.base().as_u64(), kind);
+    }
+
+    fn invalidate_hyp(&self, pages: Pages<Vpn>) {
+        self.check_published(sim::Regime::El2);
+        self.step().tlbi_hyp_va(this_cpu(), pages.start().base().as_u64(), bytes(pages.count()));
+    }
+
+    fn wipe(&self, page: Pfn) {
+        self.step().wipe_page(page.base().as_u64());
+    }
+
+    fn clean(&self, page: Pfn) {
+        self.step().clean_page(page.base().as_u64());
+    }
+
+    fn needs_clean(&self) -> bool {
+        self.needs_clean
+    }
+
+    fn invalidate_icache(&self) {
+        self.step().invalidate_icache();
+    }
+
+    fn run(&self, _id: Stage2Id, context: &mut Context) -> Trap {
+        let step = self.scripts.get(this_cpu()).and_then(|script| lock(script).pop_front());
+        match step {
+            Some(mut step) => step(context),
+            None => Trap::Irq,
+        }
+    }
+
+    fn forget_vcpu(&self, _id: Stage2Id) {}
+
+    #[cfg(feature = "oracle")]
+    fn is_zeros(&self, page: Pfn) -> bool {
+        self.sim.is_zero_page(page.base().as_u64())
+    }
+
+    fn record_memory(&self, pages: Pages<Pfn>) -> Option<NonNull<u8>> {
+        let mut memory = vec![RecordPage { _bytes: [0; 4096] }; usize::try_from(pages.count()).ok()?];
+        let start = NonNull::new(memory.as_mut_ptr().cast());
+        lock(&self.records).push(memory);
+        start
+    }
+}
