@@ -435,6 +435,7 @@ impl HostCall {
                 | Self::TestPin { .. }
                 | Self::TestUnpin { .. }
                 | Self::TestCounters
+                | Self::TestEvents { .. }
         )
     }
 
@@ -582,6 +583,7 @@ mod tests {
             let words = call.encode();
             assert_eq!(HostCall::decode(&words), Ok(call));
             assert_eq!(words[0], u64::from(info.number), "{}", info.name);
+            assert_eq!(call.is_test(), info.test_only, "{}", info.name);
         }
     }
 

@@ -23,7 +23,6 @@ use abi::smccc::FunctionId;
 use abi::tables::refusals;
 use abi::{Error, VmFlags, VmHandle, guest, psci};
 use hyp::addr::{Gfn, Pages, Pfn};
-use hyp::call::host::HostReply;
 use hyp::ownership::query::{AbortAnswer, GuestPage};
 use hyp::vm::context::{Trap, pstate};
 use hyp::{Hypervisor, Setup};
@@ -217,7 +216,7 @@ impl Play {
 
     /// The registers of a call, which may be none.
     fn words(&mut self, words: [u64; 7], outcomes: &mut Outcomes) -> Option<HostResult> {
-        let HostReply::Done(result) = self.hyp.host_call(0, &words) else {
+        let Some(result) = self.hyp.host_call(0, &words).result() else {
             outcomes.note("no call");
             return None;
         };

@@ -155,6 +155,15 @@ frame!(
     "vpn"
 );
 
+impl PhysAddr {
+    /// The address of this word and of those behind it, `count` in all, as far as there are so many.
+    pub fn words(self, count: u64) -> impl Iterator<Item = Self> {
+        let behind = MAX_ADDRESS.wrapping_sub(self.0) / 8;
+        (0..count.min(behind.wrapping_add(1)))
+            .map(move |index| Self(self.0.wrapping_add(index.wrapping_mul(8))))
+    }
+}
+
 impl Pfn {
     /// Address of its word `index`, counted from 0 and modulo 512.
     pub const fn word(self, index: u64) -> PhysAddr {
@@ -170,6 +179,13 @@ impl Pfn {
     /// The page of EL2's identity map that shows this page.
     pub const fn identity_va(self) -> Vpn {
         Vpn(self.0)
+    }
+}
+
+impl Vpn {
+    /// The physical page that EL2's identity map shows at this page.
+    pub const fn identity(self) -> Pfn {
+        Pfn(self.0)
     }
 }
 
@@ -190,8 +206,9 @@ pub struct Pages<F> {
 impl<F: Frame> Pages<F> {
     /// Makes a run; `None` if it is empty or leaves the address space.
     pub fn new(start: F, count: u64) -> Option<Self> {
-        start.checked_add(count.checked_sub(1)?)?;
-        Some(Self { start, count })
+        // One comparison for both ways to be no run: 0 pages less one is more than any room.
+        let room = MAX_FRAME.wrapping_sub(start.as_u64());
+        if count.wrapping_sub(1) <= room { Some(Self { start, count }) } else { None }
     }
 
     /// Makes a run of numbers that come from outside.
@@ -217,12 +234,12 @@ impl<F: Frame> Pages<F> {
     /// Number of the first page behind it.
     pub fn end(self) -> u64 {
         // Cannot overflow: the last page is within 36 bits.
-        self.start.as_u64().saturating_add(self.count)
+        self.start.as_u64().wrapping_add(self.count)
     }
 
     /// Whether a page belongs to it.
     pub fn contains(self, frame: F) -> bool {
-        (self.start.as_u64()..self.end()).contains(&frame.as_u64())
+        frame.as_u64().wrapping_sub(self.start.as_u64()) < self.count
     }
 
     /// Whether all of another run belongs to it.
@@ -268,6 +285,13 @@ impl Pages<Pfn> {
     }
 }
 
+impl Pages<Gfn> {
+    /// The physical pages that the host sees there.
+    pub const fn identity(self) -> Pages<Pfn> {
+        Pages { start: self.start.identity(), count: self.count }
+    }
+}
+
 impl<F: Frame> fmt::Debug for Pages<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}+{:#x}", self.start, self.count)
@@ -304,6 +328,16 @@ mod tests {
         assert!(!a.overlaps(b) && !b.overlaps(a));
         assert!(a.overlaps(Pages::from_raw(3, 1).unwrap()));
         assert!(a.covers(Pages::from_raw(3, 1).unwrap()) && !a.covers(b));
+    }
+
+    #[test]
+    fn words_end_where_the_address_space_does() {
+        let addresses = |start, count| {
+            PhysAddr::new(start).unwrap().words(count).map(PhysAddr::as_u64).collect::<Vec<_>>()
+        };
+        assert_eq!(addresses(0xff8, 3), [0xff8, 0x1000, 0x1008]);
+        assert_eq!(addresses(MAX_ADDRESS - 15, 4), [MAX_ADDRESS - 15, MAX_ADDRESS - 7]);
+        assert_eq!(addresses(0, 0), []);
     }
 
     #[test]

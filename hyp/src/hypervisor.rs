@@ -105,10 +105,20 @@ pub struct Counters {
     pub aborts_injected: AtomicU64,
     /// Aborts of the host that only needed another try.
     pub aborts_retried: AtomicU64,
-    /// Calls of the host.
+    /// Calls of the host; see [`count`](Self::count).
     pub host_calls: AtomicU64,
-    /// Entries into guests.
+    /// Entries into guests, likewise.
     pub guest_entries: AtomicU64,
+}
+
+impl Counters {
+    /// Counts an event that only `TEST_COUNTERS` tells of: on the way of every call, so nowhere else.
+    #[inline]
+    pub(crate) fn count(counter: &AtomicU64) {
+        if cfg!(any(test, feature = "sim", feature = "test-calls")) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 /// The hypervisor.
@@ -241,7 +251,7 @@ impl<M: Machine> Hypervisor<M> {
 
     /// A regime of a guest's stage-2.
     pub(crate) fn guest_regime(&self, vmid: u16) -> Stage2 {
-        Stage2 { vmid, force_write_back: self.force_write_back, side: Side::Guest }
+        Stage2::new(vmid, self.force_write_back, Side::Guest)
     }
 }
 
@@ -273,7 +283,7 @@ fn host_root<M: Machine>(
     setup: &Setup,
     pool: &mut PagePool,
 ) -> Result<Table<Stage2>, SetupError> {
-    let regime = Stage2 { vmid: HOST_VMID, force_write_back: setup.force_write_back, side: Side::Host };
+    let regime = Stage2::new(HOST_VMID, setup.force_write_back, Side::Host);
     let start = setup.pool.start();
     let pages = Table::new(start, Level::ONE, setup.ipa_bits, regime).root_pages();
     let skip = start.as_u64().next_multiple_of(pages).saturating_sub(start.as_u64());
@@ -391,7 +401,7 @@ fn fill_hyp<M: Machine>(
 }
 
 /// Says `first` of the first page and what follows from it of the others, in the largest blocks that fit.
-fn put<M: Machine, R: Regime + Copy>(
+fn put<M: Machine, R: Regime>(
     machine: &M,
     table: &mut Table<R>,
     pages: Pages<R::Input>,
@@ -405,7 +415,7 @@ fn put<M: Machine, R: Regime + Copy>(
             return Err(SetupError::PoolTooSmall);
         }
         let from = table.regime().advance(first, done);
-        table.set_from(machine, region, pool, from);
+        table.set(machine, region, pool, from);
         done = done.saturating_add(region.count());
     }
     Ok(())

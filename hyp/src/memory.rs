@@ -64,7 +64,7 @@ impl MemoryMap {
     /// Checks that a range lies in one region.
     pub fn check(&self, pages: Pages<Pfn>) -> Result<(), MemoryError> {
         match self.regions.iter().find(|region| region.contains(pages.start())) {
-            Some(region) if region.covers(pages) => Ok(()),
+            Some(region) if pages.end() <= region.end() => Ok(()),
             Some(_) => Err(MemoryError::BadRange),
             None => Err(MemoryError::NotMemory),
         }

@@ -157,10 +157,8 @@ impl World {
     /// # Panics
     /// If the call is not served.
     pub fn call(&self, call: HostCall) -> HostResult {
-        match self.hyp.host_call(this_cpu(), &call.encode()) {
-            crate::call::host::HostReply::Done(result) => result,
-            crate::call::host::HostReply::NotSupported => panic!("not served: {call:?}"),
-        }
+        let reply = self.hyp.host_call(this_cpu(), &call.encode());
+        reply.result().unwrap_or_else(|| panic!("not served: {call:?}"))
     }
 
     /// Makes a call as the host on a CPU of the machine.

@@ -17,7 +17,6 @@ use host_stub::machine::{Abort, Hypervisor, Machine, Memory, OddCall, Timed};
 use host_stub::mm::space::Access;
 use host_stub::mm::{Frames, Holder, PAGE, Pfn};
 use host_stub::process::context::{FpState, UserContext};
-use hyp::call::host::HostReply;
 use hyp::testing::{RAM_PAGES, RAM_START, World};
 use hyp::vm::context::{Context, Trap};
 use std::ops::Range;
@@ -45,9 +44,9 @@ impl Hardware {
 impl Hypervisor for Hardware {
     fn call_words(&self, words: &[u64; CALL_WORDS]) -> [u64; RESULT_WORDS] {
         let mut result = [0; RESULT_WORDS];
-        match self.world.hyp.host_call(0, words) {
-            HostReply::NotSupported => result[0] = smccc::NOT_SUPPORTED,
-            HostReply::Done(done) => result[1..].copy_from_slice(&done.to_words()),
+        match self.world.hyp.host_call(0, words).result() {
+            None => result[0] = smccc::NOT_SUPPORTED,
+            Some(done) => result[1..].copy_from_slice(&done.to_words()),
         }
         self.world.check();
         result

@@ -87,63 +87,74 @@ fn immediate(esr: u64) -> u16 {
     esr as u16
 }
 
-/// How many registers from x1 on a successful result of each call names; 0 where there is no such call. x4 and
-/// up are written only if named.
+/// How many registers from x4 on a successful result of each call names. x0 to x3 are always written, the others only
+/// if named: a refusal names none of them.
 #[expect(
     clippy::indexing_slicing,
     reason = "evaluated by the compiler, which refuses an index out of bounds"
 )]
-const NAMED: [u8; 256] = {
+const NAMED_BEYOND_X3: [u8; 256] = {
     let mut named = [0; 256];
     let mut index = 0;
     while index < CALLS.len() {
         let call = &CALLS[index];
-        let results = if call.results.len() < 2 { 2 } else { call.results.len() };
-        named[(call.number - FIRST) as usize] = 1 + results as u8;
+        named[(call.number - FIRST) as usize] = call.results.len().saturating_sub(2) as u8;
         index += 1;
     }
     named
 };
-/// Registers that a refusal names: x1 to x3.
-const NAMED_BY_REFUSAL: usize = 3;
 
-/// HVC from AArch64. What is no call at all is answered without further ado.
+/// HVC from AArch64.
 extern "C" fn host_hvc(frame: &mut Frame, esr: u64) {
-    let [x0, ..] = frame.x;
-    let number = FunctionId::from_x0(x0).number().wrapping_sub(FIRST);
-    match NAMED.get(number as usize) {
-        Some(named) if *named != 0 && immediate(esr) == 0 => serve(frame, usize::from(*named)),
-        _ if FunctionId::from_x0(x0).number() == smccc::VENDOR_HYP_UID && immediate(esr) == 0 => {
-            let [x0, x1, x2, x3, ..] = &mut frame.x;
-            [*x0, *x1, *x2, *x3] = DEED_UID.map(u64::from);
-        }
-        _ => not_supported(frame),
+    if immediate(esr) != 0 {
+        return not_supported(frame);
     }
-}
-
-#[inline(never)]
-fn serve(frame: &mut Frame, named: usize) {
     let [x0, x1, x2, x3, x4, x5, x6, ..] = frame.x;
     // By reference: a result is ten words, and copying it would cost more than the entry.
     match &boot::hypervisor().host_call(this_cpu(), &[x0, x1, x2, x3, x4, x5, x6]) {
-        HostReply::NotSupported => not_supported(frame),
-        HostReply::Done(result) => {
-            let (error, named) = match result.outcome {
-                Ok(()) => (0, named),
-                Err(error) => (error.to_word(), NAMED_BY_REFUSAL),
-            };
-            let [status, outcome, values @ ..] = &mut frame.x;
-            (*status, *outcome) = (smccc::SUCCESS, error);
-            for (register, value) in values.iter_mut().zip(&result.values).take(named.saturating_sub(1)) {
-                *register = *value;
+        HostReply::Pages(Ok(done)) => frame.answer(smccc::SUCCESS, [0, *done, 0]),
+        HostReply::Pages(Err(refusal)) => {
+            let [x2, x3] = refusal.words();
+            frame.answer(smccc::SUCCESS, [abi::Error::from(*refusal).to_word(), x2, x3]);
+        }
+        HostReply::Values(result) => {
+            let [x2, x3, others @ ..] = &result.values;
+            frame.answer(smccc::SUCCESS, [result.outcome.map_or_else(abi::Error::to_word, |()| 0), *x2, *x3]);
+            if result.outcome.is_ok() {
+                frame.answer_more(x0, others);
             }
+        }
+        HostReply::NotSupported => match FunctionId::from_x0(x0).number() {
+            smccc::VENDOR_HYP_UID => {
+                let [x0, x1, x2, x3] = DEED_UID.map(u64::from);
+                frame.answer(x0, [x1, x2, x3]);
+            }
+            _ => not_supported(frame),
+        },
+    }
+}
+
+impl Frame {
+    /// Writes x0 and x1 to x3.
+    fn answer(&mut self, status: u64, values: [u64; 3]) {
+        let [x0, x1, x2, x3, ..] = &mut self.x;
+        (*x0, [*x1, *x2, *x3]) = (status, values);
+    }
+
+    /// Writes those registers from x4 on that a successful result of this call names.
+    #[inline(never)]
+    fn answer_more(&mut self, call: u64, values: &[u64]) {
+        let index = FunctionId::from_x0(call).number().wrapping_sub(FIRST);
+        let named = NAMED_BEYOND_X3.get(index as usize).copied().unwrap_or(0);
+        let [_, _, _, _, others @ ..] = &mut self.x;
+        for (register, value) in others.iter_mut().zip(values).take(usize::from(named)) {
+            *register = *value;
         }
     }
 }
 
 fn not_supported(frame: &mut Frame) {
-    let [x0, x1, x2, x3, ..] = &mut frame.x;
-    (*x0, *x1, *x2, *x3) = (smccc::NOT_SUPPORTED, 0, 0, 0);
+    frame.answer(smccc::NOT_SUPPORTED, [0, 0, 0]);
 }
 
 /// SMC from AArch64. The preferred return address is that of the SMC: step over it.

@@ -8,8 +8,8 @@ use super::exceptions;
 use super::instructions as i;
 use super::layout::MAX_CPUS;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn};
+use crate::pgtable::Regime;
 use crate::pgtable::hyp_stage1::{HypStage1, Mapped, Rights};
-use crate::pgtable::{Level, Regime};
 use core::cell::UnsafeCell;
 
 /// First address of the fixmap: bit 47, which no physical address of this machine's RAM has.
@@ -59,7 +59,7 @@ pub fn with_page<R>(page: Pfn, operation: impl FnOnce(u64) -> R) -> R {
     let slot = exceptions::this_cpu() % MAX_CPUS;
     let address = FIXMAP_BASE + slot as u64 * PAGE_SIZE;
     let mapped = Mapped { pfn: page, rights: Rights::ReadWrite };
-    LEVEL_3.write(slot, HypStage1.encode(Some(mapped), Level::THREE));
+    LEVEL_3.write(slot, HypStage1.encode(Some(mapped)));
     i::dsb_ishst();
     i::isb();
     let result = operation(address);

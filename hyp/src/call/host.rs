@@ -5,9 +5,12 @@
 //! under its locks (I8).
 
 use crate::Hypervisor;
-use crate::addr::{Pages, Pfn};
+use crate::addr::{Frame, Gfn, Pages, Pfn};
+use crate::hypervisor::Counters;
 use crate::machine::Machine;
+use crate::ownership::Error as Refusal;
 use crate::ownership::query::host_state;
+#[cfg(feature = "test-calls")]
 use crate::sync::Ordering;
 use crate::vm::{MAX_VCPUS, MAX_VMS};
 use crate::watch::{Answer, Asked, Held, Watch};
@@ -19,73 +22,83 @@ use abi::host::{CALL_WORDS, DecodeError, HostCall, HostResult, VERSION_MAJOR, VE
 pub enum HostReply {
     /// There is no such call.
     NotSupported,
-    /// It was served or refused.
-    Done(HostResult),
+    /// A transition of a range has done so many pages, or was refused. Ten words less to write for the calls that a
+    /// host makes most.
+    Pages(Result<u64, Refusal>),
+    /// Any other call was served or refused.
+    Values(HostResult),
+}
+
+impl HostReply {
+    /// As a result of the interface; `None` if there is no such call.
+    pub fn result(self) -> Option<HostResult> {
+        match self {
+            Self::NotSupported => None,
+            Self::Pages(Ok(done)) => Some(HostResult::ok(&[done])),
+            Self::Pages(Err(refusal)) => Some(refusal.into()),
+            Self::Values(result) => Some(result),
+        }
+    }
 }
 
 impl<M: Machine> Hypervisor<M> {
     /// Serves a call of the host on CPU `cpu`, given x0 to x6.
     pub fn host_call(&self, cpu: usize, words: &[u64; CALL_WORDS]) -> HostReply {
-        self.counters.host_calls.fetch_add(1, Ordering::Relaxed);
+        Counters::count(&self.counters.host_calls);
         match HostCall::decode(words) {
             Ok(call) if call.is_test() && !cfg!(feature = "test-calls") => HostReply::NotSupported,
-            Ok(call) => HostReply::Done(self.serve_host(cpu, call)),
+            Ok(call) => self.serve_host(cpu, call),
             Err(DecodeError::UnknownFunction) => HostReply::NotSupported,
-            Err(DecodeError::BadArgument(error)) => HostReply::Done(HostResult::refused(error)),
+            Err(DecodeError::BadArgument(error)) => HostReply::Values(HostResult::refused(error)),
         }
     }
 
-    #[inline]
-    fn serve_host(&self, cpu: usize, call: HostCall) -> HostResult {
+    #[inline(always)]
+    fn serve_host(&self, cpu: usize, call: HostCall) -> HostReply {
+        use HostReply::Values;
         match call {
-            HostCall::Version => self.version(),
             HostCall::PoolTopUp { pool, pfn, pages } => {
-                with_pages(pfn, pages, |pages| super::pages(self.pool_top_up(pool, pages)))
+                with_pages(pfn, pages, |pages| self.pool_top_up(pool, pages))
             }
-            HostCall::VmTopUp { vm, pfn, pages } => {
-                with_pages(pfn, pages, |pages| super::pages(self.vm_top_up(vm, pages)))
-            }
-            HostCall::ShareHyp { pfn, pages } => {
-                with_pages(pfn, pages, |pages| super::pages(self.host_share_hyp(pages)))
-            }
+            HostCall::VmTopUp { vm, pfn, pages } => with_pages(pfn, pages, |pages| self.vm_top_up(vm, pages)),
+            HostCall::ShareHyp { pfn, pages } => with_pages(pfn, pages, |pages| self.host_share_hyp(pages)),
             HostCall::UnshareHyp { pfn, pages } => {
-                with_pages(pfn, pages, |pages| super::pages(self.host_unshare_hyp(pages)))
+                with_pages(pfn, pages, |pages| self.host_unshare_hyp(pages))
             }
-            HostCall::DonateGuest { vm, pfn, gfn, pages } => with_pages(pfn, pages, |pfns| {
-                with_guest_pages(gfn, pages, |gfns| super::pages(self.host_donate_guest(vm, pfns, gfns)))
-            }),
-            HostCall::ShareGuest { vm, pfn, gfn, pages, permissions } => with_pages(pfn, pages, |pfns| {
-                with_guest_pages(gfn, pages, |gfns| {
-                    super::pages(self.host_share_guest(vm, pfns, gfns, permissions))
-                })
-            }),
+            HostCall::DonateGuest { vm, pfn, gfn, pages } => {
+                with_both(pfn, gfn, pages, |pfns, gfns| self.host_donate_guest(vm, pfns, gfns))
+            }
+            HostCall::ShareGuest { vm, pfn, gfn, pages, permissions } => {
+                with_both(pfn, gfn, pages, |pfns, gfns| self.host_share_guest(vm, pfns, gfns, permissions))
+            }
             HostCall::UnshareGuest { vm, gfn, pages } => {
-                with_guest_pages(gfn, pages, |gfns| super::pages(self.host_unshare_guest(vm, gfns)))
+                with_pages(gfn, pages, |gfns| self.host_unshare_guest(vm, gfns))
             }
             HostCall::ReclaimGuest { vm, gfn, pages } => {
-                with_guest_pages(gfn, pages, |gfns| super::pages(self.host_reclaim_guest(vm, gfns)))
+                with_pages(gfn, pages, |gfns| self.host_reclaim_guest(vm, gfns))
             }
-            HostCall::QueryPage { pfn } => self.query_page(pfn),
             HostCall::ForceReclaim { pfn, pages } => {
-                with_pages(pfn, pages, |pages| super::pages(self.host_force_reclaim(pages)))
+                with_pages(pfn, pages, |pages| self.host_force_reclaim(pages))
             }
-            HostCall::VmCreate { flags, root } => self.vm_create(flags, root),
-            HostCall::VcpuCreate { vm, vcpu } => self.vcpu_create(vm, vcpu),
-            HostCall::VcpuSetBoot { vm, vcpu, pc, x0 } => self.vcpu_set_boot(vm, vcpu, pc, x0),
-            HostCall::VcpuRun { vm, vcpu, values } => self.vcpu_run(cpu, vm, vcpu, values),
-            HostCall::VcpuGetReg { vm, vcpu, register } => self.vcpu_get_reg(vm, vcpu, register),
+            HostCall::Version => Values(self.version()),
+            HostCall::QueryPage { pfn } => Values(self.query_page(pfn)),
+            HostCall::VmCreate { flags, root } => Values(self.vm_create(flags, root)),
+            HostCall::VcpuCreate { vm, vcpu } => Values(self.vcpu_create(vm, vcpu)),
+            HostCall::VcpuSetBoot { vm, vcpu, pc, x0 } => Values(self.vcpu_set_boot(vm, vcpu, pc, x0)),
+            HostCall::VcpuRun { vm, vcpu, values } => Values(self.vcpu_run(cpu, vm, vcpu, values)),
+            HostCall::VcpuGetReg { vm, vcpu, register } => Values(self.vcpu_get_reg(vm, vcpu, register)),
             HostCall::VcpuSetReg { vm, vcpu, register, value } => {
-                self.vcpu_set_reg(vm, vcpu, register, value)
+                Values(self.vcpu_set_reg(vm, vcpu, register, value))
             }
-            HostCall::UnshareAck { vm, vcpu } => self.unshare_ack(vm, vcpu),
-            HostCall::VmTeardownStart { vm } => self.vm_teardown_start(vm),
-            HostCall::VmTeardownFinish { vm } => self.vm_teardown_finish(vm),
+            HostCall::UnshareAck { vm, vcpu } => Values(self.unshare_ack(vm, vcpu)),
+            HostCall::VmTeardownStart { vm } => Values(self.vm_teardown_start(vm)),
+            HostCall::VmTeardownFinish { vm } => Values(self.vm_teardown_finish(vm)),
             HostCall::TestPage { .. }
             | HostCall::TestCensus
             | HostCall::TestPin { .. }
             | HostCall::TestUnpin { .. }
             | HostCall::TestCounters
-            | HostCall::TestEvents { .. } => self.serve_test(call),
+            | HostCall::TestEvents { .. } => Values(self.serve_test(call)),
         }
     }
 
@@ -101,6 +114,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// May the host access this page? One look under the host's lock.
+    #[inline(never)]
     fn query_page(&self, pfn: u64) -> HostResult {
         let Some(page) = Pfn::new(pfn) else {
             return HostResult::refused(Error::Invalid);
@@ -183,24 +197,31 @@ impl<M: Machine> Hypervisor<M> {
     }
 }
 
-/// Believes a range of physical pages only as far as it is one.
-fn with_pages(pfn: u64, pages: u64, then: impl FnOnce(Pages<Pfn>) -> HostResult) -> HostResult {
-    match Pages::from_raw(pfn, pages) {
-        Some(pages) => then(pages),
-        None => HostResult::refused(Error::Invalid),
-    }
+/// Believes a range of pages only as far as it is one.
+#[inline(always)]
+fn with_pages<F: Frame>(
+    first: u64,
+    pages: u64,
+    transition: impl FnOnce(Pages<F>) -> Result<u64, Refusal>,
+) -> HostReply {
+    HostReply::Pages(match Pages::from_raw(first, pages) {
+        Some(pages) => transition(pages),
+        None => Err(Refusal::BadRange),
+    })
 }
 
-/// The same for a range of guest pages.
-fn with_guest_pages(
+/// The same for a range of the host's pages and as many of a guest's.
+#[inline(always)]
+fn with_both(
+    pfn: u64,
     gfn: u64,
     pages: u64,
-    then: impl FnOnce(Pages<crate::addr::Gfn>) -> HostResult,
-) -> HostResult {
-    match Pages::from_raw(gfn, pages) {
-        Some(pages) => then(pages),
-        None => HostResult::refused(Error::Invalid),
-    }
+    transition: impl FnOnce(Pages<Pfn>, Pages<Gfn>) -> Result<u64, Refusal>,
+) -> HostReply {
+    with_pages(pfn, pages, |pfns| match Pages::from_raw(gfn, pages) {
+        Some(gfns) => transition(pfns, gfns),
+        None => Err(Refusal::BadRange),
+    })
 }
 
 impl<M> Hypervisor<M> {

@@ -145,6 +145,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Takes a chunk of private pages from a protected guest that is alive: the one that the host's table names.
+    #[inline(never)]
     pub fn host_force_reclaim(&self, pages: Pages<Pfn>) -> Result<u64, Error> {
         let mut host = self.host.lock();
         let named = reclaim::private_piece(&self.machine, &self.memory, &host, pages);

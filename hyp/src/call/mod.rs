@@ -18,36 +18,43 @@ use abi::Error;
 use abi::host::HostResult;
 
 /// The one place where errors of the core become errors of the interface.
-impl From<OwnershipError> for HostResult {
+impl From<OwnershipError> for Error {
     fn from(error: OwnershipError) -> Self {
         use OwnershipError as E;
-        let error = match error {
-            E::Lacking(lacking) => return lacking.into(),
-            E::BadRange => Error::Invalid,
-            E::BeyondGuest => Error::Range,
+        match error {
+            E::Lacking(_) => Self::NoMemory,
+            E::BadRange => Self::Invalid,
+            E::BeyondGuest => Self::Range,
             E::NotMemory | E::HostState(_) | E::HypState(_) | E::GuestState(_) | E::WrongVm => {
-                Error::Permission
+                Self::Permission
             }
-            E::HostHasAccess(_) => Error::Again,
-            E::Missing(_) | E::NoVm => Error::NoEntry,
-            E::Poisoned(_) => Error::Poisoned,
-            E::Pinned(_) | E::TooManyPins | E::TooManyBorrowers(_) => Error::Busy,
-        };
-        Self::refused(error)
+            E::HostHasAccess(_) => Self::Again,
+            E::Missing(_) | E::NoVm => Self::NoEntry,
+            E::Poisoned(_) => Self::Poisoned,
+            E::Pinned(_) | E::TooManyPins | E::TooManyBorrowers(_) => Self::Busy,
+        }
+    }
+}
+
+impl OwnershipError {
+    /// What x2 and x3 say of a refusal: how many pages are lacking, and in which pool.
+    pub fn words(self) -> [u64; 2] {
+        match self {
+            Self::Lacking(Lacking { pool, pages }) => [pages, pool as u64],
+            _ => [0, 0],
+        }
+    }
+}
+
+impl From<OwnershipError> for HostResult {
+    fn from(error: OwnershipError) -> Self {
+        Self { outcome: Err(error.into()), ..Self::ok(&error.words()) }
     }
 }
 
 impl From<Lacking> for HostResult {
     fn from(lacking: Lacking) -> Self {
-        Self::lacking(lacking.pool, lacking.pages)
-    }
-}
-
-/// The result of a call about a range: the pages that were done.
-pub(crate) fn pages(result: Result<u64, OwnershipError>) -> HostResult {
-    match result {
-        Ok(done) => HostResult::ok(&[done]),
-        Err(error) => error.into(),
+        OwnershipError::from(lacking).into()
     }
 }
 

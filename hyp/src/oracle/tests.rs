@@ -31,13 +31,13 @@ fn of_host(page: u64, sharing: Sharing) -> Entry {
 
 /// Overwrites an entry of the host's table.
 fn set_host(machine: &TestMachine, host: &mut Host, page: u64, entry: Entry) {
-    host.table.set(machine, ram(page, 1).identity(), &mut host.pool, |_| entry);
+    host.table.set(machine, ram(page, 1).identity(), &mut host.pool, entry);
 }
 
 /// Maps a page at EL2.
 fn set_hyp(machine: &TestMachine, host: &mut Host, hyp: &mut HypSpace, page: u64, rights: Rights) {
     let mapped = Some(Mapped { pfn: ram(page, 1).start(), rights });
-    hyp.table.set(machine, ram(page, 1).identity_va(), &mut host.pool, |_| mapped);
+    hyp.table.set(machine, ram(page, 1).identity_va(), &mut host.pool, mapped);
 }
 
 /// The oracle's report about what `f` does.
@@ -184,7 +184,10 @@ fn a_guest_that_gets_its_pages_in_the_wrong_order_is_found() {
     let text = of_host_and_guest(&world, vm, asked, |machine, host, vm| {
         let memory = &world.hyp.memory;
         let result = donate::host_to_guest(machine, memory, host, &mut vm.space, ram(4, 2), guest(0, 2));
-        vm.space.table.set(machine, guest(0, 2), &mut vm.space.cache, |n| of_host(5 - n, Sharing::Owned));
+        for page in 0..2 {
+            let other = of_host(5 - page, Sharing::Owned);
+            vm.space.table.set(machine, guest(page, 1), &mut vm.space.cache, other);
+        }
         result
     });
     assert!(
@@ -200,7 +203,7 @@ fn a_lost_neighbour_at_el2_is_found() {
     world.hyp.pin(ram(4, 1).start()).unwrap();
     let text = of_host_and_hyp(&world, Asked::Pin(ram(5, 1).start()), |machine, host, hyp| {
         let result = share::pin(machine, &world.hyp.memory, host, hyp, ram(5, 1).start());
-        hyp.table.set(machine, ram(4, 1).identity_va(), &mut host.pool, |_| None);
+        hyp.table.set(machine, ram(4, 1).identity_va(), &mut host.pool, None);
         result.map(|()| 1)
     });
     assert!(text.contains("\n  page 0x40004 at EL2: specification: mapped; core: not\n"), "{text}");
@@ -282,7 +285,7 @@ fn what_is_broken_before_a_call_is_told_before_it() {
     let text = report(|| {
         let (machine, mut vm) = (world.hyp.machine(), world.hyp.vms.lock(vm).unwrap());
         let vm = &mut *vm;
-        vm.space.table.set(machine, guest(2, 1), &mut vm.space.cache, |_| Entry::Locked);
+        vm.space.table.set(machine, guest(2, 1), &mut vm.space.cache, Entry::Locked);
         Watch::begin(&world.hyp, Asked::GuardMap(vm.handle(), guest(3, 1)), Held::only_vm(Some(vm)));
     });
     assert!(text.ends_with("\n  guest page 0x80002: an entry that no rule knows\n "), "{text}");

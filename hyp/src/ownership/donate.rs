@@ -4,12 +4,13 @@
 //! `__pkvm_host_donate_guest`, to which ranges and blocks are added.
 
 use super::guest::GuestSpace;
-use super::{Error, Host, HypSpace, Owner, TOPUP_RESERVE, chunk};
+use super::{Error, Host, HypDiffers, HypSpace, Owner, TOPUP_RESERVE, chunk};
 use crate::addr::{Gfn, Pages, Pfn};
 use crate::machine::Machine;
 use crate::memory::MemoryMap;
-use crate::pgtable::hyp_stage1::{Mapped, Rights};
-use crate::pgtable::stage2::{Entry, Page, Sharing};
+use crate::pgtable::Run;
+use crate::pgtable::hyp_stage1::{HypStage1, Mapped, Rights};
+use crate::pgtable::stage2::{Entry, Sharing};
 use crate::pool::Lacking;
 use abi::page::{Permissions, Pool};
 
@@ -56,16 +57,13 @@ pub fn host_to_hyp_with<M: Machine, R>(
 ) -> Result<(Pages<Pfn>, R), Error> {
     // Check.
     memory.check(pages)?;
-    let (pages, shown) = chunk(pages, pages.identity_va());
-    host.check(machine, pages, Sharing::Owned)?;
-    hyp.check_unmapped(machine, pages)?;
+    let (pages, _) = chunk(pages, pages);
+    let run = host.check(machine, pages, Sharing::Owned)?;
+    let hole = hyp.check_unmapped(machine, pages)?;
     // Reserve.
-    let tables = host
-        .table
-        .tables_needed(machine, pages.identity())
-        .saturating_add(hyp.table.tables_needed(machine, shown));
+    let tables = run.tables_needed().saturating_add(hole.tables_needed());
     match draw {
-        Draw::Keep => host.pool.check(Pool::Tables, tables, TOPUP_RESERVE)?,
+        Draw::Keep => host.reserve(tables)?,
         Draw::Refill => {
             host.pool.check(Pool::Tables, tables, 0)?;
             let after = host.pool.free().saturating_sub(tables).saturating_add(pages.count());
@@ -76,8 +74,8 @@ pub fn host_to_hyp_with<M: Machine, R>(
     }
     let reserved = also()?;
     // Commit.
-    host.table.set(machine, pages.identity(), &mut host.pool, |_| Entry::Owned(Owner::Hyp));
-    hyp.map(machine, host, pages);
+    host.table.change(machine, run, &mut host.pool, Entry::Owned(Owner::Hyp));
+    hyp.map(machine, host, hole);
     Ok((pages, reserved))
 }
 
@@ -97,27 +95,17 @@ pub fn hyp_to_host<M: Machine>(
     let pages = Pages::one(page);
     // Check.
     memory.check(pages)?;
-    if host.table.entry(machine, page.identity()) != Some(Entry::Owned(Owner::Hyp)) {
-        return Err(Error::HostState(page));
-    }
-    let Some(Some(Mapped { pfn, rights: Rights::ReadWrite })) = hyp.table.entry(machine, page.identity_va())
-    else {
-        return Err(Error::HypState(page));
-    };
-    if pfn != page {
-        return Err(Error::HypState(page));
-    }
+    let run = host.check_says(machine, pages, Entry::Owned(Owner::Hyp))?;
+    let shown = Some(Mapped { pfn: page, rights: Rights::ReadWrite });
+    let mapping = hyp.table.expect(machine, pages.identity_va(), shown).map_err(HypDiffers)?;
     // Reserve.
-    let tables = host
-        .table
-        .tables_needed(machine, pages.identity())
-        .saturating_add(hyp.table.tables_needed(machine, pages.identity_va()));
-    host.pool.check(Pool::Tables, tables, TOPUP_RESERVE)?;
+    let tables = run.tables_needed().saturating_add(mapping.tables_needed());
+    host.reserve(tables)?;
     // Commit.
     release();
-    hyp.unmap(machine, host, pages);
+    hyp.table.change(machine, mapping, &mut host.pool, None);
     machine.wipe(page);
-    host.give(machine, pages, Sharing::Owned);
+    host.give(machine, run, Sharing::Owned);
     Ok(())
 }
 
@@ -141,57 +129,40 @@ pub fn host_to_guest<M: Machine>(
     memory.check(pfns)?;
     guest.check_span(gfns)?;
     let (pfns, gfns) = chunk(pfns, gfns);
-    host.check(machine, pfns, Sharing::Owned)?;
-    guest.check_empty(machine, gfns)?;
+    let run = host.check(machine, pfns, Sharing::Owned)?;
+    let hole = guest.check_empty(machine, gfns)?;
     // Reserve.
-    host.reserve(machine, pfns)?;
-    guest.reserve(machine, gfns)?;
+    host.reserve(run.tables_needed())?;
+    guest.reserve(hole.tables_needed())?;
     // Commit: the host loses the pages before the guest gets them.
     let handle = guest.handle;
     let owner = Owner::Guest { vm: handle, gfn: gfns.start() };
-    host.table.set_from(machine, pfns.identity(), &mut host.pool, Entry::Owned(owner));
+    host.table.change(machine, run, &mut host.pool, Entry::Owned(owner));
     if machine.needs_clean() {
         for page in pfns.iter() {
             machine.clean(page);
         }
     }
     machine.invalidate_icache();
-    guest.give(machine, gfns, pfns, Sharing::Owned, Permissions::ALL);
+    guest.give(machine, hole, pfns, Sharing::Owned, Permissions::ALL);
     Ok(pfns.count())
 }
 
-impl Host {
-    /// Checks that the pool has the tables that a change of these pages takes, beyond the reserve.
-    pub(super) fn reserve<M: Machine>(&self, machine: &M, pages: Pages<Pfn>) -> Result<(), Error> {
-        let tables = self.table.tables_needed(machine, pages.identity());
-        Ok(self.pool.check(Pool::Tables, tables, TOPUP_RESERVE)?)
-    }
-
-    /// Commit: lets the host access a chunk.
-    pub(super) fn give<M: Machine>(&mut self, machine: &M, pages: Pages<Pfn>, sharing: Sharing) {
-        let first = Entry::Page(Page { pfn: pages.start(), sharing, permissions: Permissions::ALL });
-        self.table.set_from(machine, pages.identity(), &mut self.pool, first);
-    }
-}
-
 impl HypSpace {
-    /// Checks that nothing is mapped at EL2 for these pages.
-    pub(super) fn check_unmapped<M: Machine>(&self, machine: &M, pages: Pages<Pfn>) -> Result<(), Error> {
-        self.table.try_for_each(machine, pages.identity_va(), |run| match run.entry {
-            None => Ok(()),
-            Some(_) => Err(Error::HypState(pages.start())),
-        })
+    /// Check: nothing is mapped at EL2 for these pages.
+    #[inline]
+    pub(super) fn check_unmapped<M: Machine>(
+        &self,
+        machine: &M,
+        pages: Pages<Pfn>,
+    ) -> Result<Run<HypStage1>, HypDiffers> {
+        self.table.expect(machine, pages.identity_va(), None).map_err(HypDiffers)
     }
 
     /// Commit: maps a chunk read-write. Its tables come from the host's pool.
-    pub(super) fn map<M: Machine>(&mut self, machine: &M, host: &mut Host, pages: Pages<Pfn>) {
-        let first = Some(Mapped { pfn: pages.start(), rights: Rights::ReadWrite });
-        self.table.set_from(machine, pages.identity_va(), &mut host.pool, first);
-    }
-
-    /// Commit: unmaps a chunk.
-    pub(super) fn unmap<M: Machine>(&mut self, machine: &M, host: &mut Host, pages: Pages<Pfn>) {
-        self.table.set(machine, pages.identity_va(), &mut host.pool, |_| None);
+    pub(super) fn map<M: Machine>(&mut self, machine: &M, host: &mut Host, hole: Run<HypStage1>) {
+        let first = Some(Mapped { pfn: hole.pages().start().identity(), rights: Rights::ReadWrite });
+        self.table.change(machine, hole, &mut host.pool, first);
     }
 }
 

@@ -8,12 +8,12 @@
 //! Sources of the rules: Linux 7.2 `__pkvm_guest_share_host` and `__pkvm_guest_unshare_host`; Android's
 //! `MEM_RELINQUISH` and `MMIO_GUARD`.
 
-use super::{Error, Host, Owner, TOPUP_RESERVE, chunk};
-use crate::addr::{Frame, Gfn, Pages, Pfn};
+use super::{Error, GuestDiffers, Host, Owner, chunk};
+use crate::addr::{Gfn, Pages, Pfn};
 use crate::machine::Machine;
 use crate::pgtable::stage2::{Entry, Page, Sharing, Stage2};
-use crate::pgtable::{REGION_PAGES, Table};
-use crate::pool::PagePool;
+use crate::pgtable::{REGION_PAGES, Run, Table, rest_of_region};
+use crate::pool::{Lacking, PagePool};
 use abi::VmHandle;
 use abi::page::{Permissions, Pool};
 
@@ -37,23 +37,6 @@ pub struct Piece {
     pub pfns: Pages<Pfn>,
     /// Their state at the guest.
     pub sharing: Sharing,
-}
-
-impl Piece {
-    /// This piece and the next as one, if they are consecutive and within one last-level table of the host.
-    fn join(self, next: Self) -> Option<Self> {
-        let continues = self.sharing == next.sharing
-            && self.gfns.end() == next.gfns.start().as_u64()
-            && self.pfns.end() == next.pfns.start().as_u64()
-            && !self.pfns.end().is_multiple_of(REGION_PAGES);
-        let count = self.gfns.count().checked_add(next.gfns.count())?;
-        continues.then_some(())?;
-        Some(Self {
-            gfns: Pages::new(self.gfns.start(), count)?,
-            pfns: Pages::new(self.pfns.start(), count)?,
-            sharing: self.sharing,
-        })
-    }
 }
 
 /// What a guest's table has where memory was expected.
@@ -110,7 +93,7 @@ pub fn share_host<M: Machine>(
             machine.clean(page);
         }
         guest.mark(machine, piece, Sharing::Shared);
-        host.give(machine, piece.pfns, Sharing::Borrowed);
+        host.give_back(machine, piece.pfns, Sharing::Borrowed);
     });
     Ok(gfns.count())
 }
@@ -169,7 +152,7 @@ pub fn relinquish<M: Machine>(
         for page in piece.pfns.iter() {
             machine.wipe(page);
         }
-        host.give(machine, piece.pfns, Sharing::Owned);
+        host.give_back(machine, piece.pfns, Sharing::Owned);
     });
     Ok(gfns.count())
 }
@@ -196,83 +179,71 @@ impl GuestSpace {
         if self.table.spans(gfns) { Ok(()) } else { Err(Error::BeyondGuest) }
     }
 
-    /// Checks that nothing was ever said of these pages.
-    pub(super) fn check_empty<M: Machine>(&self, machine: &M, gfns: Pages<Gfn>) -> Result<(), Error> {
-        self.table.try_for_each(machine, gfns, |run| match run.entry {
-            Entry::Empty => Ok(()),
-            _ => Err(Error::GuestState(run.pages.start())),
-        })
+    /// Check: nothing was ever said of these pages.
+    pub(super) fn check_empty<M: Machine>(
+        &self,
+        machine: &M,
+        gfns: Pages<Gfn>,
+    ) -> Result<Run<Stage2>, GuestDiffers> {
+        self.table.expect(machine, gfns, Entry::Empty).map_err(GuestDiffers)
     }
 
-    /// Checks that the VM's pool has the tables that a change of these pages takes.
-    pub(super) fn reserve<M: Machine>(&self, machine: &M, gfns: Pages<Gfn>) -> Result<(), Error> {
-        Ok(self.cache.check(Pool::Vm, self.table.tables_needed(machine, gfns), 0)?)
+    /// Reserve: the VM's pool has the tables that a change of these pages takes.
+    pub(super) fn reserve(&self, tables: u64) -> Result<(), Lacking> {
+        self.cache.check(Pool::Vm, tables, 0)
     }
 
     /// The pages before the first that is not memory; what is there instead, if that is the first of all.
     pub(super) fn before_gap<M: Machine>(&self, machine: &M, gfns: Pages<Gfn>) -> Result<Pages<Gfn>, Gap> {
-        let gap = self.table.try_for_each(machine, gfns, |run| match memory(run.entry) {
-            Ok(_) => Ok(()),
-            Err(gap) => Err((run.pages.start(), gap)),
-        });
-        match gap {
-            Ok(()) => Ok(gfns),
-            Err((gfn, gap)) => {
-                let before = gfn.as_u64().saturating_sub(gfns.start().as_u64());
-                Pages::new(gfns.start(), before).ok_or(gap)
+        for run in self.table.runs(machine, gfns) {
+            if let Err(gap) = memory(run.entry()) {
+                let before = run.pages().start().as_u64().saturating_sub(gfns.start().as_u64());
+                return Pages::new(gfns.start(), before).ok_or(gap);
             }
         }
+        Ok(gfns)
     }
 
     /// Commit: lets the guest access a chunk of new pages.
     pub(super) fn give<M: Machine>(
         &mut self,
         machine: &M,
-        gfns: Pages<Gfn>,
+        hole: Run<Stage2>,
         pfns: Pages<Pfn>,
         sharing: Sharing,
         permissions: Permissions,
     ) {
         let first = Entry::Page(Page { pfn: pfns.start(), sharing, permissions });
-        self.table.set_from(machine, gfns, &mut self.cache, first);
-        self.pages = self.pages.saturating_add(gfns.count());
+        self.table.change(machine, hole, &mut self.cache, first);
+        self.pages = self.pages.saturating_add(pfns.count());
     }
 
-    /// Shows the pieces of a chunk in order, until `visit` fails. What `visit` says of a page counts before what
-    /// is wrong with a later one.
+    /// The first piece of a chunk, which lies in one last-level table of the host's too.
     ///
     /// # Errors
-    /// A page is missing, poisoned or a device; or as `visit` says.
-    pub(super) fn try_for_each_piece<M: Machine>(
+    /// The first page is missing, poisoned or a device.
+    pub(super) fn piece<M: Machine>(&self, machine: &M, gfns: Pages<Gfn>) -> Result<Piece, Error> {
+        let gfn = gfns.start();
+        let run = self.table.run(machine, gfns).ok_or(Error::BeyondGuest)?;
+        let page = memory(run.entry()).map_err(|gap| gap.error(gfn))?;
+        let count = run.pages().count().min(rest_of_region(page.pfn.as_u64()));
+        let pfns = Pages::new(page.pfn, count).ok_or(Error::GuestState(gfn))?;
+        Ok(Piece { gfns: gfns.truncated(count), pfns, sharing: page.sharing })
+    }
+
+    /// The pieces of a chunk, in order, up to what is wrong with it.
+    pub(super) fn pieces<M: Machine>(
         &self,
         machine: &M,
         gfns: Pages<Gfn>,
-        mut visit: impl FnMut(Piece) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        self.check_span(gfns)?;
-        let mut pending: Option<Piece> = None;
-        self.table.try_for_each(machine, gfns, |run| -> Result<(), Error> {
-            let gfn = run.pages.start();
-            let page = match memory(run.entry) {
-                Ok(page) => page,
-                Err(gap) => {
-                    pending.take().map_or(Ok(()), &mut visit)?;
-                    return Err(gap.error(gfn));
-                }
-            };
-            let pfns = Pages::new(page.pfn, run.pages.count()).ok_or(Error::GuestState(gfn))?;
-            let piece = Piece { gfns: run.pages, pfns, sharing: page.sharing };
-            match pending.and_then(|pending| pending.join(piece)) {
-                Some(joined) => pending = Some(joined),
-                None => {
-                    if let Some(done) = pending.replace(piece) {
-                        visit(done)?;
-                    }
-                }
-            }
-            Ok(())
-        })?;
-        pending.map_or(Ok(()), visit)
+    ) -> impl Iterator<Item = Result<Piece, Error>> {
+        let mut rest = Some(gfns);
+        core::iter::from_fn(move || {
+            let pages = rest.take()?;
+            let piece = self.piece(machine, pages);
+            rest = piece.ok().and_then(|piece| pages.advanced(piece.gfns.count()));
+            Some(piece)
+        })
     }
 
     /// Checks that the guest has all pages of a chunk in a state that the transition takes and that the host's
@@ -286,19 +257,19 @@ impl GuestSpace {
     ) -> Result<(), Error> {
         let mut tables = 0u64;
         let mut last_region = None;
-        self.try_for_each_piece(machine, gfns, |piece| {
+        for piece in self.pieces(machine, gfns) {
+            let piece = piece?;
             if !takes(piece.sharing) {
                 return Err(Error::GuestState(piece.gfns.start()));
             }
-            host.check_piece(machine, self.handle, piece)?;
+            let needed = host.check_piece(machine, self.handle, piece)?;
             let region = piece.pfns.start().as_u64() / REGION_PAGES;
             if last_region.replace(region) != Some(region) {
-                tables = tables.saturating_add(host.table.tables_needed(machine, piece.pfns.identity()));
+                tables = tables.saturating_add(needed);
             }
-            Ok(())
-        })?;
-        host.pool.check(Pool::Tables, tables, TOPUP_RESERVE)?;
-        self.reserve(machine, gfns)
+        }
+        host.reserve(tables)?;
+        Ok(self.reserve(self.table.tables_needed(machine, gfns))?)
     }
 
     /// Commit: applies `change` to every piece of a chunk that was checked.
@@ -310,7 +281,7 @@ impl GuestSpace {
     ) {
         let mut rest = Some(gfns);
         while let Some(pages) = rest {
-            let Some(piece) = self.first_piece(machine, pages) else {
+            let Ok(piece) = self.piece(machine, pages) else {
                 crate::broken("a page that was checked is gone");
             };
             change(self, piece);
@@ -328,30 +299,16 @@ impl GuestSpace {
         mut then: impl FnMut(Piece),
     ) {
         self.change_pieces(machine, gfns, |guest, piece| {
-            guest.table.set(machine, piece.gfns, &mut guest.cache, |_| leave);
+            guest.table.set(machine, piece.gfns, &mut guest.cache, leave);
             guest.pages = guest.pages.saturating_sub(piece.gfns.count());
             then(piece);
         });
     }
 
-    /// The first piece of a run; `None` if its first page is not there.
-    pub(super) fn first_piece<M: Machine>(&self, machine: &M, gfns: Pages<Gfn>) -> Option<Piece> {
-        let mut first = None;
-        // The visit stops the walk at the second piece; what it says then does not matter.
-        let _ = self.try_for_each_piece(machine, gfns, |piece| {
-            if first.is_some() {
-                return Err(Error::BadRange);
-            }
-            first = Some(piece);
-            Ok(())
-        });
-        first
-    }
-
     /// Commit: changes the state of a piece; only software bits change.
     fn mark<M: Machine>(&mut self, machine: &M, piece: Piece, sharing: Sharing) {
         let first = Entry::Page(Page { pfn: piece.pfns.start(), sharing, permissions: Permissions::ALL });
-        self.table.set_from(machine, piece.gfns, &mut self.cache, first);
+        self.table.set(machine, piece.gfns, &mut self.cache, first);
     }
 
     /// Replaces entries without memory by another such entry.
@@ -365,40 +322,46 @@ impl GuestSpace {
         // Check.
         self.check_span(gfns)?;
         let (gfns, _) = chunk(gfns, gfns);
-        self.table.try_for_each(machine, gfns, |run| {
-            if from.contains(&run.entry) { Ok(()) } else { Err(Error::GuestState(run.pages.start())) }
-        })?;
+        for run in self.table.runs(machine, gfns) {
+            if !from.contains(&run.entry()) {
+                return Err(Error::GuestState(run.pages().start()));
+            }
+        }
         // Reserve.
-        self.reserve(machine, gfns)?;
+        self.reserve(self.table.tables_needed(machine, gfns))?;
         // Commit.
-        self.table.set(machine, gfns, &mut self.cache, |_| to);
+        self.table.set(machine, gfns, &mut self.cache, to);
         Ok(gfns.count())
     }
 }
 
 impl Host {
-    /// Checks that the host's table says of a piece what the guest's does: this guest's page where the guest
-    /// owns it alone, a borrowed one where the guest shares it, a lent one where the guest borrows it.
-    fn check_piece<M: Machine>(&self, machine: &M, vm: VmHandle, piece: Piece) -> Result<(), Error> {
-        self.table.try_for_each(machine, piece.pfns.identity(), |run| {
-            let offset = run.pages.start().as_u64().saturating_sub(piece.pfns.start().as_u64());
-            let gfn = piece.gfns.start().checked_add(offset);
-            let agrees = match (piece.sharing, run.entry) {
-                (Sharing::Owned, Entry::Owned(Owner::Guest { vm: owner, gfn: at })) => {
-                    owner == vm && Some(at) == gfn
-                }
-                (Sharing::Shared, Entry::Page(page)) => page.sharing == Sharing::Borrowed,
-                (Sharing::Borrowed, Entry::Page(page)) => matches!(page.sharing, Sharing::Lent(_)),
-                _ => false,
-            };
-            if agrees { Ok(()) } else { Err(Error::HostState(run.pages.start().identity())) }
-        })
+    /// Check: the host's table says of a piece what the guest's does: this guest's page where the guest owns it
+    /// alone, a borrowed one where the guest shares it, a lent one where the guest borrows it. Returns the tables
+    /// that a change of the piece takes.
+    fn check_piece<M: Machine>(&self, machine: &M, vm: VmHandle, piece: Piece) -> Result<u64, Error> {
+        let first = match piece.sharing {
+            Sharing::Owned => Entry::Owned(Owner::Guest { vm, gfn: piece.gfns.start() }),
+            Sharing::Shared => Self::entry(piece.pfns, Sharing::Borrowed),
+            _ => return self.check_lent(machine, piece.pfns),
+        };
+        Ok(self.check_says(machine, piece.pfns, first)?.tables_needed())
+    }
+
+    /// Check: the host lends these pages to guests, however often. Returns the tables that a change takes.
+    fn check_lent<M: Machine>(&self, machine: &M, pages: Pages<Pfn>) -> Result<u64, Error> {
+        for run in self.table.runs(machine, pages.identity()) {
+            if !matches!(run.entry(), Entry::Page(Page { sharing: Sharing::Lent(_), .. })) {
+                return Err(Error::HostState(run.pages().start().identity()));
+            }
+        }
+        Ok(self.table.tables_needed(machine, pages.identity()))
     }
 
     /// Commit: takes a piece from the host and records whose it is.
     fn annotate<M: Machine>(&mut self, machine: &M, piece: Piece, vm: VmHandle) {
         let first = Entry::Owned(Owner::Guest { vm, gfn: piece.gfns.start() });
-        self.table.set_from(machine, piece.pfns.identity(), &mut self.pool, first);
+        self.table.set(machine, piece.pfns.identity(), &mut self.pool, first);
     }
 }
 

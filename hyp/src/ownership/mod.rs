@@ -23,12 +23,14 @@ pub mod query;
 pub mod reclaim;
 pub mod share;
 
-use crate::addr::{Frame, Gfn, Pages, Pfn};
+use crate::addr::{Frame, Gfn, Pages, Pfn, Vpn};
+use crate::machine::Machine;
 use crate::memory::MemoryError;
 use crate::pgtable::hyp_stage1::HypStage1;
-use crate::pgtable::stage2::{Entry, Owner, Sharing, Stage2};
-use crate::pgtable::{Table, rest_of_region};
+use crate::pgtable::stage2::{Entry, Owner, Page, Sharing, Stage2};
+use crate::pgtable::{Run, Table, rest_of_region};
 use crate::pool::{Lacking, PagePool};
+use abi::page::{Permissions, Pool};
 use share::Pins;
 
 /// Table pages that only a top-up may take: a donated page may need two tables for its split at the host and
@@ -84,6 +86,36 @@ pub enum Error {
     Lacking(Lacking),
 }
 
+/// The first page of which the host's table says something else than a transition starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct HostDiffers(Gfn);
+
+/// The same of EL2's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct HypDiffers(Vpn);
+
+/// The same of a guest's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct GuestDiffers(Gfn);
+
+impl From<HostDiffers> for Error {
+    fn from(HostDiffers(page): HostDiffers) -> Self {
+        Self::HostState(page.identity())
+    }
+}
+
+impl From<HypDiffers> for Error {
+    fn from(HypDiffers(page): HypDiffers) -> Self {
+        Self::HypState(page.identity())
+    }
+}
+
+impl From<GuestDiffers> for Error {
+    fn from(GuestDiffers(page): GuestDiffers) -> Self {
+        Self::GuestState(page)
+    }
+}
+
 impl From<Lacking> for Error {
     fn from(lacking: Lacking) -> Self {
         Self::Lacking(lacking)
@@ -106,16 +138,49 @@ fn chunk<A: Frame, B: Frame>(a: Pages<A>, b: Pages<B>) -> (Pages<A>, Pages<B>) {
 }
 
 impl Host {
-    /// Checks that the host holds all pages of a chunk in one state of sharing.
-    fn check<M: crate::machine::Machine>(
+    /// Check: the host has all pages of a chunk in one state of sharing.
+    #[inline(always)]
+    fn check<M: Machine>(
         &self,
         machine: &M,
         pages: Pages<Pfn>,
         sharing: Sharing,
-    ) -> Result<(), Error> {
-        self.table.try_for_each(machine, pages.identity(), |run| match run.entry {
-            Entry::Page(page) if page.sharing == sharing => Ok(()),
-            _ => Err(Error::HostState(run.pages.start().identity())),
-        })
+    ) -> Result<Run<Stage2>, HostDiffers> {
+        self.check_says(machine, pages, Self::entry(pages, sharing))
+    }
+
+    /// Check: the host's table says `first` of the first page of a chunk and what follows from it of the others.
+    #[inline(always)]
+    fn check_says<M: Machine>(
+        &self,
+        machine: &M,
+        pages: Pages<Pfn>,
+        first: Entry,
+    ) -> Result<Run<Stage2>, HostDiffers> {
+        self.table.expect(machine, pages.identity(), first).map_err(HostDiffers)
+    }
+
+    /// Reserve: the pool has the tables that a change of these pages takes, beyond the reserve.
+    #[inline(always)]
+    fn reserve(&self, tables: u64) -> Result<(), Lacking> {
+        self.pool.check(Pool::Tables, tables, TOPUP_RESERVE)
+    }
+
+    /// Commit: lets the host access a chunk.
+    #[inline(always)]
+    fn give<M: Machine>(&mut self, machine: &M, run: Run<Stage2>, sharing: Sharing) {
+        let first = Self::entry(run.pages().identity(), sharing);
+        self.table.change(machine, run, &mut self.pool, first);
+    }
+
+    /// Commit: lets the host access a chunk whose entries were checked, but not kept.
+    fn give_back<M: Machine>(&mut self, machine: &M, pages: Pages<Pfn>, sharing: Sharing) {
+        self.table.set(machine, pages.identity(), &mut self.pool, Self::entry(pages, sharing));
+    }
+
+    /// What the host's table says of the first of these pages, which are memory, if the host may access them.
+    #[inline(always)]
+    fn entry(pages: Pages<Pfn>, sharing: Sharing) -> Entry {
+        Entry::Page(Page { pfn: pages.start(), sharing, permissions: Permissions::ALL })
     }
 }

@@ -1,7 +1,7 @@
 //! Reading the tables: what the host may access, who owns a page, a census, and the audit at boot.
 
 use super::guest::GuestSpace;
-use super::{Error, Host, HypSpace, Owner};
+use super::{Host, HypSpace, Owner};
 use crate::addr::{Frame, Gfn, Pages, Vpn};
 use crate::machine::Machine;
 use crate::memory::MemoryMap;
@@ -108,8 +108,8 @@ impl Host {
     pub fn census<M: Machine>(&self, machine: &M, memory: &MemoryMap) -> Census {
         let mut census = Census::default();
         for region in memory.regions() {
-            let _ = self.table.try_for_each(machine, region.identity(), |run| {
-                let counter = match run.entry {
+            for run in self.table.runs(machine, region.identity()) {
+                let counter = match run.entry() {
                     Entry::Page(page) => match page.sharing {
                         Sharing::Owned => Some(&mut census.host),
                         Sharing::Shared | Sharing::Lent(_) | Sharing::SharedWithHyp => {
@@ -122,10 +122,9 @@ impl Host {
                     _ => None,
                 };
                 if let Some(counter) = counter {
-                    *counter = counter.saturating_add(run.pages.count());
+                    *counter = counter.saturating_add(run.pages().count());
                 }
-                Ok::<(), Error>(())
-            });
+            }
         }
         census
     }
@@ -144,11 +143,7 @@ impl GuestSpace {
 
     /// Whether the guest shares all these pages with the host.
     pub fn all_shared<M: Machine>(&self, machine: &M, gfns: Pages<Gfn>) -> bool {
-        self.try_for_each_piece(machine, gfns, |piece| match piece.sharing {
-            Sharing::Shared => Ok(()),
-            _ => Err(Error::GuestState(piece.gfns.start())),
-        })
-        .is_ok()
+        self.pieces(machine, gfns).all(|piece| piece.is_ok_and(|piece| piece.sharing == Sharing::Shared))
     }
 }
 
@@ -167,22 +162,21 @@ impl HypSpace {
         let mut pages = 0u64;
         let everything = Vpn::new(0).and_then(|first| Pages::new(first, private.as_u64()));
         let Some(everything) = everything else { return Err(AuditError::Empty) };
-        self.table.try_for_each(machine, everything, |run| {
-            let Some(mapped) = run.entry else { return Ok(()) };
-            pages = pages.saturating_add(run.pages.count());
-            for offset in 0..run.pages.count() {
+        for run in self.table.runs(machine, everything) {
+            let Some(mapped) = run.entry() else { continue };
+            pages = pages.saturating_add(run.pages().count());
+            for offset in 0..run.pages().count() {
                 let Some(pfn) = mapped.pfn.checked_add(offset) else { continue };
                 let is_memory = memory.contains(pfn);
                 let owner = host.table.entry(machine, pfn.identity());
                 match (mapped.rights == Rights::Device, is_memory) {
-                    (true, true) => return Err(AuditError::DeviceInMemory(run.pages.start(), mapped)),
+                    (true, true) => return Err(AuditError::DeviceInMemory(run.pages().start(), mapped)),
                     (true, false) => {}
                     (false, _) if owner == Some(Entry::Owned(Owner::Hyp)) => {}
-                    (false, _) => return Err(AuditError::NotOwned(run.pages.start(), mapped)),
+                    (false, _) => return Err(AuditError::NotOwned(run.pages().start(), mapped)),
                 }
             }
-            Ok(())
-        })?;
+        }
         if pages == 0 { Err(AuditError::Empty) } else { Ok(pages) }
     }
 }

@@ -39,7 +39,7 @@ pub fn from_dying<M: Machine>(
                 machine.wipe(page);
             }
         }
-        host.give(machine, piece.pfns, Sharing::Owned);
+        host.give_back(machine, piece.pfns, Sharing::Owned);
     });
     Ok(gfns.count())
 }
@@ -64,18 +64,10 @@ pub fn private_piece<M: Machine>(
     };
     let (pages, _) = chunk(pages, pages);
     let pages = pages.truncated(rest_of_region(gfn.as_u64()));
-    let mut count = 0u64;
-    // The visit stops the walk at the end of the chunk; what it says then does not matter.
-    let _ = host.table.try_for_each(machine, pages.identity(), |run| {
-        let next = gfn.checked_add(count).map(|gfn| Entry::Owned(Owner::Guest { vm, gfn }));
-        if Some(run.entry) != next {
-            return Err(Error::HostState(run.pages.start().identity()));
-        }
-        count = count.saturating_add(run.pages.count());
-        Ok(())
-    });
-    let gfns = Pages::new(gfn, count).ok_or(Error::BeyondGuest)?;
-    Ok((vm, Piece { gfns, pfns: pages.truncated(count), sharing: Sharing::Owned }))
+    let run = host.table.run(machine, pages.identity()).ok_or(Error::HostState(first))?;
+    let pfns = run.pages().identity();
+    let gfns = Pages::new(gfn, pfns.count()).ok_or(Error::BeyondGuest)?;
+    Ok((vm, Piece { gfns, pfns, sharing: Sharing::Owned }))
 }
 
 /// Takes a piece that the host's table names from a guest that is alive, which finds poison in its place. Returns the
@@ -91,7 +83,7 @@ pub fn by_force<M: Machine>(
 ) -> Result<u64, Error> {
     // Check and reserve. Both sides' entries name each other, so a table that was damaged loses no other page.
     guest.check_span(piece.gfns)?;
-    if guest.first_piece(machine, piece.gfns) != Some(piece) {
+    if guest.piece(machine, piece.gfns) != Ok(piece) {
         return Err(Error::GuestState(piece.gfns.start()));
     }
     guest.prepare(machine, host, piece.gfns, |sharing| sharing == Sharing::Owned)?;
@@ -100,7 +92,7 @@ pub fn by_force<M: Machine>(
         for page in piece.pfns.iter() {
             machine.wipe(page);
         }
-        host.give(machine, piece.pfns, Sharing::Owned);
+        host.give_back(machine, piece.pfns, Sharing::Owned);
     });
     Ok(piece.gfns.count())
 }
@@ -111,17 +103,15 @@ pub fn wipe_private<M: Machine>(machine: &M, guest: &GuestSpace) -> u64 {
     let mut wiped = 0u64;
     let everything = Gfn::new(0).and_then(|first| Pages::new(first, guest.table.input_end()));
     if let Some(gfns) = everything {
-        let _ = guest.table.try_for_each(machine, gfns, |run| {
-            if let Some(page) = run.entry.owned() {
-                for offset in 0..run.pages.count() {
-                    if let Some(pfn) = page.pfn.checked_add(offset) {
-                        machine.wipe(pfn);
-                        wiped = wiped.saturating_add(1);
-                    }
+        for run in guest.table.runs(machine, gfns) {
+            let Some(page) = run.entry().owned() else { continue };
+            for offset in 0..run.pages().count() {
+                if let Some(pfn) = page.pfn.checked_add(offset) {
+                    machine.wipe(pfn);
+                    wiped = wiped.saturating_add(1);
                 }
             }
-            Ok::<(), Error>(())
-        });
+        }
     }
     wiped
 }
@@ -307,7 +297,7 @@ mod tests {
             let owner = Owner::Guest { vm, gfn: Gfn::new(gfn).unwrap() };
             let mut host = world.hyp.host.lock();
             let Host { table, pool } = &mut *host;
-            table.set(world.hyp.machine(), page.identity(), pool, |_| Entry::Owned(owner));
+            table.set(world.hyp.machine(), page.identity(), pool, Entry::Owned(owner));
         };
         // Damaged on purpose, as no call can: the oracle would stop here, so it is not asked.
         let force = |page| {

@@ -8,12 +8,12 @@
 //! those guests' tables.
 
 use super::guest::GuestSpace;
-use super::{Error, Host, HypSpace, TOPUP_RESERVE, chunk};
+use super::{Error, Host, HypSpace, chunk};
 use crate::addr::{Gfn, Pages, Pfn};
 use crate::machine::Machine;
 use crate::memory::MemoryMap;
 use crate::pgtable::stage2::{Entry, Page, Sharing};
-use abi::page::{Permissions, Pool};
+use abi::page::Permissions;
 use arrayvec::ArrayVec;
 
 /// Distinct pages that can be pinned at a time.
@@ -52,12 +52,12 @@ pub fn host_with_hyp<M: Machine>(
     // Check.
     memory.check(pages)?;
     let (pages, _) = chunk(pages, pages);
-    host.check(machine, pages, Sharing::Owned)?;
+    let run = host.check(machine, pages, Sharing::Owned)?;
     hyp.check_unmapped(machine, pages)?;
     // Reserve.
-    host.reserve(machine, pages)?;
+    host.reserve(run.tables_needed())?;
     // Commit.
-    host.give(machine, pages, Sharing::SharedWithHyp);
+    host.give(machine, run, Sharing::SharedWithHyp);
     Ok(pages.count())
 }
 
@@ -75,14 +75,14 @@ pub fn host_unshare_hyp<M: Machine>(
     // Check.
     memory.check(pages)?;
     let (pages, _) = chunk(pages, pages);
-    host.check(machine, pages, Sharing::SharedWithHyp)?;
+    let run = host.check(machine, pages, Sharing::SharedWithHyp)?;
     if let Some((page, _)) = hyp.pins.pages.iter().find(|(page, _)| pages.contains(*page)) {
         return Err(Error::Pinned(*page));
     }
     // Reserve.
-    host.reserve(machine, pages)?;
+    host.reserve(run.tables_needed())?;
     // Commit.
-    host.give(machine, pages, Sharing::Owned);
+    host.give(machine, run, Sharing::Owned);
     Ok(pages.count())
 }
 
@@ -100,7 +100,7 @@ pub fn pin<M: Machine>(
     let pages = Pages::one(page);
     // Check.
     memory.check(pages)?;
-    host.check(machine, pages, Sharing::SharedWithHyp)?;
+    let _ = host.check(machine, pages, Sharing::SharedWithHyp)?;
     if let Some((_, count)) = hyp.pins.pages.iter_mut().find(|(pinned, _)| *pinned == page) {
         *count = count.checked_add(1).ok_or(Error::TooManyPins)?;
         return Ok(());
@@ -109,11 +109,11 @@ pub fn pin<M: Machine>(
         return Err(Error::TooManyPins);
     }
     // Reserve.
-    let tables = hyp.table.tables_needed(machine, pages.identity_va());
-    host.pool.check(Pool::Tables, tables, TOPUP_RESERVE)?;
+    let hole = hyp.check_unmapped(machine, pages)?;
+    host.reserve(hole.tables_needed())?;
     // Commit.
     hyp.pins.pages.push((page, 1));
-    hyp.map(machine, host, pages);
+    hyp.map(machine, host, hole);
     Ok(())
 }
 
@@ -131,7 +131,7 @@ pub fn unpin<M: Machine>(machine: &M, host: &mut Host, hyp: &mut HypSpace, page:
         }
     }
     hyp.pins.pages.swap_remove(at);
-    hyp.unmap(machine, host, Pages::one(page));
+    hyp.table.set(machine, Pages::one(page).identity_va(), &mut host.pool, None);
     Ok(())
 }
 
@@ -156,14 +156,14 @@ pub fn host_with_guest<M: Machine>(
     guest.check_span(gfns)?;
     let (pfns, gfns) = chunk(pfns, gfns);
     host.check_lendable(machine, pfns)?;
-    guest.check_empty(machine, gfns)?;
+    let hole = guest.check_empty(machine, gfns)?;
     // Reserve.
-    host.reserve(machine, pfns)?;
-    guest.reserve(machine, gfns)?;
+    host.reserve(host.table.tables_needed(machine, pfns.identity()))?;
+    guest.reserve(hole.tables_needed())?;
     // Commit.
     host.change_sharing(machine, pfns, Sharing::lent_once_more);
     machine.invalidate_icache();
-    guest.give(machine, gfns, pfns, Sharing::Borrowed, permissions);
+    guest.give(machine, hole, pfns, Sharing::Borrowed, permissions);
     Ok(pfns.count())
 }
 
@@ -193,14 +193,17 @@ pub fn host_unshare_guest<M: Machine>(
 impl Host {
     /// Checks that all pages of a chunk can be lent to a guest, once more or for the first time.
     fn check_lendable<M: Machine>(&self, machine: &M, pages: Pages<Pfn>) -> Result<(), Error> {
-        self.table.try_for_each(machine, pages.identity(), |run| {
-            let page = run.pages.start().identity();
-            match run.entry {
-                Entry::Page(Page { sharing, .. }) if sharing.lent_once_more().is_some() => Ok(()),
-                Entry::Page(Page { sharing: Sharing::Lent(_), .. }) => Err(Error::TooManyBorrowers(page)),
-                _ => Err(Error::HostState(page)),
+        for run in self.table.runs(machine, pages.identity()) {
+            let page = run.pages().start().identity();
+            match run.entry() {
+                Entry::Page(Page { sharing, .. }) if sharing.lent_once_more().is_some() => {}
+                Entry::Page(Page { sharing: Sharing::Lent(_), .. }) => {
+                    return Err(Error::TooManyBorrowers(page));
+                }
+                _ => return Err(Error::HostState(page)),
             }
-        })
+        }
+        Ok(())
     }
 
     /// Commit: changes the state of each page of a chunk that was checked; only software bits change. Pages of one
@@ -213,29 +216,17 @@ impl Host {
     ) {
         let mut rest = Some(pages);
         while let Some(pages) = rest {
-            let alike = self.first_alike(machine, pages);
-            let Some((count, new)) = alike.and_then(|(count, old)| Some((count, change(old)?))) else {
+            let run = self.table.run(machine, pages.identity());
+            let changed = run.and_then(|run| match run.entry() {
+                Entry::Page(page) => Some((run, change(page.sharing)?)),
+                _ => None,
+            });
+            let Some((run, sharing)) = changed else {
                 crate::broken("a page that was checked is in another state");
             };
-            self.give(machine, pages.truncated(count), new);
-            rest = pages.advanced(count);
+            rest = pages.advanced(run.pages().count());
+            self.give(machine, run, sharing);
         }
-    }
-
-    /// How many of these pages, from the first on, are in the same state of sharing, and that state.
-    fn first_alike<M: Machine>(&self, machine: &M, pages: Pages<Pfn>) -> Option<(u64, Sharing)> {
-        let mut first = None;
-        let mut count = 0u64;
-        // The visit stops the walk at the first other page; what it says then does not matter.
-        let _ = self.table.try_for_each(machine, pages.identity(), |run| {
-            let Entry::Page(page) = run.entry else { return Err(Error::BadRange) };
-            if *first.get_or_insert(page.sharing) != page.sharing {
-                return Err(Error::BadRange);
-            }
-            count = count.saturating_add(run.pages.count());
-            Ok(())
-        });
-        first.map(|first| (count, first))
     }
 }
 

@@ -3,8 +3,8 @@
 //! EL2 maps only what it owns or has pinned, at the page's own address, plus the console. Nothing is both
 //! writable and executable.
 
-use super::{Level, OUTPUT_ADDRESS, Regime, VALID, leaf_type, output};
-use crate::addr::{Frame, Pages, Pfn, Vpn};
+use super::{Regime, TABLE_OR_PAGE, VALID, output};
+use crate::addr::{PAGE_SIZE, Pages, Pfn, Vpn};
 use crate::machine::Machine;
 
 /// Width of EL2's addresses: TCR_EL2.T0SZ = 16.
@@ -57,7 +57,10 @@ impl Regime for HypStage1 {
     const BLOCKS: bool = false;
     const SOFTWARE: u64 = 0;
 
-    fn encode(&self, entry: Option<Mapped>, level: Level) -> u64 {
+    const LOCKED: u64 = 0;
+
+    #[inline(always)]
+    fn encode(&self, entry: Option<Mapped>) -> u64 {
         let Some(Mapped { pfn, rights }) = entry else { return 0 };
         let attributes = match rights {
             Rights::ReadExecute => MAIR_NORMAL << ATTRIBUTES_SHIFT | READ_ONLY,
@@ -65,11 +68,12 @@ impl Regime for HypStage1 {
             Rights::ReadWrite => MAIR_NORMAL << ATTRIBUTES_SHIFT | EXECUTE_NEVER,
             Rights::Device => MAIR_DEVICE << ATTRIBUTES_SHIFT | EXECUTE_NEVER,
         };
-        pfn.base().as_u64() | leaf_type(level) | attributes | ACCESS_RES1 | INNER_SHAREABLE | ACCESSED
+        pfn.base().as_u64() | VALID | TABLE_OR_PAGE | attributes | ACCESS_RES1 | INNER_SHAREABLE | ACCESSED
     }
 
-    fn decode(&self, word: u64, level: Level) -> Option<Mapped> {
-        if word & VALID == 0 || word & !OUTPUT_ADDRESS & leaf_type(Level::THREE) != leaf_type(level) {
+    #[inline]
+    fn decode(word: u64) -> Option<Mapped> {
+        if word & (VALID | TABLE_OR_PAGE) != VALID | TABLE_OR_PAGE {
             return None;
         }
         let device = word >> ATTRIBUTES_SHIFT & 0b111 == MAIR_DEVICE;
@@ -82,13 +86,9 @@ impl Regime for HypStage1 {
         Some(Mapped { pfn: output(word), rights })
     }
 
-    fn advance(&self, entry: Option<Mapped>, offset: u64) -> Option<Mapped> {
-        let Mapped { pfn, rights } = entry?;
-        Some(Mapped { pfn: pfn.checked_add(offset)?, rights })
-    }
-
-    fn locked(&self) -> u64 {
-        0
+    #[inline(always)]
+    fn step(word: u64) -> u64 {
+        if word & VALID != 0 { PAGE_SIZE } else { 0 }
     }
 
     fn invalidate<M: Machine>(&self, machine: &M, _root: Pfn, pages: Pages<Vpn>) {
@@ -105,16 +105,16 @@ mod tests {
         let pfn = Pfn::new(0x40200).unwrap();
         for rights in [Rights::ReadExecute, Rights::ReadOnly, Rights::ReadWrite, Rights::Device] {
             let entry = Some(Mapped { pfn, rights });
-            assert_eq!(HypStage1.decode(HypStage1.encode(entry, Level::THREE), Level::THREE), entry);
+            assert_eq!(HypStage1::decode(HypStage1.encode(entry)), entry);
         }
-        assert_eq!(HypStage1.decode(0, Level::THREE), None);
+        assert_eq!(HypStage1::decode(0), None);
     }
 
     #[test]
     fn nothing_is_writable_and_executable() {
         let pfn = Pfn::new(1).unwrap();
         for rights in [Rights::ReadExecute, Rights::ReadOnly, Rights::ReadWrite, Rights::Device] {
-            let word = HypStage1.encode(Some(Mapped { pfn, rights }), Level::THREE);
+            let word = HypStage1.encode(Some(Mapped { pfn, rights }));
             assert!(word & READ_ONLY != 0 || word & EXECUTE_NEVER != 0, "{rights:?}");
         }
     }

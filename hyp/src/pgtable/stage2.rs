@@ -13,8 +13,8 @@
 //! (Arm ARM DDI 0487, D8.3: VMSAv8-64 stage 2 block and page descriptors; bits 58:55 are for software, and
 //! hardware ignores 62:59 while VTCR_EL2.HWU59 to HWU62 are 0, as `arch/host.rs` writes them.)
 
-use super::{Level, OUTPUT_ADDRESS, Regime, VALID, leaf_type, output};
-use crate::addr::{Frame, Gfn, PAGE_SHIFT, Pages, Pfn};
+use super::{Regime, TABLE_OR_PAGE, VALID, output};
+use crate::addr::{Gfn, PAGE_SHIFT, PAGE_SIZE, Pages, Pfn};
 use crate::machine::{Machine, Stage2Id};
 use abi::VmHandle;
 use abi::page::{MAX_BORROWERS, Permissions};
@@ -206,24 +206,29 @@ pub enum Side {
 /// The stage-2 regime of the host or of one guest.
 #[derive(Clone, Copy, Debug)]
 pub struct Stage2 {
-    /// VMID of its translations.
-    pub vmid: u16,
-    /// FEAT_S2FWB is in use.
-    pub force_write_back: bool,
-    /// Whose it is.
-    pub side: Side,
+    vmid: u16,
+    /// What every valid leaf has: the memory type, and what never changes.
+    always: u64,
 }
 
 impl Stage2 {
-    fn attributes(&self) -> u64 {
-        match (self.force_write_back, self.side) {
+    /// The regime of translations under this VMID. `force_write_back`: FEAT_S2FWB is in use.
+    pub const fn new(vmid: u16, force_write_back: bool, side: Side) -> Self {
+        let attributes = match (force_write_back, side) {
             (false, _) => ATTRIBUTES_NORMAL,
             (true, Side::Host) => ATTRIBUTES_FWB_STAGE1,
             (true, Side::Guest) => ATTRIBUTES_FWB_NORMAL,
-        }
+        };
+        Self { vmid, always: VALID | TABLE_OR_PAGE | attributes | READ | INNER_SHAREABLE | ACCESSED }
     }
 
-    fn encode_page(&self, page: Page, level: Level) -> u64 {
+    /// The VMID.
+    pub const fn vmid(&self) -> u16 {
+        self.vmid
+    }
+
+    #[inline(always)]
+    fn encode_page(&self, page: Page) -> u64 {
         let (sharing, lent): (u64, u8) = match page.sharing {
             Sharing::Owned => (0, 0),
             Sharing::Shared => (1, 0),
@@ -232,13 +237,9 @@ impl Stage2 {
             Sharing::SharedWithHyp => (3, 0),
         };
         page.pfn.base().as_u64()
-            | leaf_type(level)
-            | self.attributes()
-            | READ
+            | self.always
             | if page.permissions.write { WRITE } else { 0 }
             | if page.permissions.execute { 0 } else { EXECUTE_NEVER }
-            | INNER_SHAREABLE
-            | ACCESSED
             | sharing << SHARING_SHIFT
             | u64::from(lent) << LENT_SHIFT
     }
@@ -251,10 +252,12 @@ impl Regime for Stage2 {
     const EMPTY: Entry = Entry::Empty;
     const BLOCKS: bool = true;
     const SOFTWARE: u64 = SHARING | LENT;
+    const LOCKED: u64 = KIND_LOCKED;
 
-    fn encode(&self, entry: Entry, level: Level) -> u64 {
+    #[inline(always)]
+    fn encode(&self, entry: Entry) -> u64 {
         match entry {
-            Entry::Page(page) => self.encode_page(page, level),
+            Entry::Page(page) => self.encode_page(page),
             Entry::Owned(Owner::Guest { vm, gfn }) => {
                 KIND_GUEST | vm.to_word() << HANDLE_SHIFT | gfn.as_u64() << FRAME_SHIFT
             }
@@ -267,15 +270,14 @@ impl Regime for Stage2 {
         }
     }
 
-    fn decode(&self, word: u64, level: Level) -> Entry {
+    #[inline]
+    fn decode(word: u64) -> Entry {
         if word & VALID == 0 {
             return decode_annotation(word);
         }
-        if word & !OUTPUT_ADDRESS & leaf_type(Level::THREE) != leaf_type(level) {
-            return Entry::Locked;
-        }
         let lent = ((word & LENT) >> LENT_SHIFT) as u8;
         let sharing = match ((word & SHARING) >> SHARING_SHIFT, Borrowers::new(lent)) {
+            _ if word & TABLE_OR_PAGE == 0 => return Entry::Locked,
             (0, None) => Sharing::Owned,
             (1, None) => Sharing::Shared,
             (1, Some(borrowers)) => Sharing::Lent(borrowers),
@@ -290,23 +292,13 @@ impl Regime for Stage2 {
         })
     }
 
-    fn advance(&self, entry: Entry, offset: u64) -> Entry {
-        // A sum that leaves the address space can only come from a table that was never written by `encode`.
-        match entry {
-            Entry::Page(page) => match page.pfn.checked_add(offset) {
-                Some(pfn) => Entry::Page(Page { pfn, ..page }),
-                None => Entry::Locked,
-            },
-            Entry::Owned(Owner::Guest { vm, gfn }) => match gfn.checked_add(offset) {
-                Some(gfn) => Entry::Owned(Owner::Guest { vm, gfn }),
-                None => Entry::Locked,
-            },
-            other => other,
+    #[inline(always)]
+    fn step(word: u64) -> u64 {
+        match word & (KIND | VALID) {
+            _ if word & VALID != 0 => PAGE_SIZE,
+            KIND_GUEST => 1 << FRAME_SHIFT,
+            _ => 0,
         }
-    }
-
-    fn locked(&self) -> u64 {
-        KIND_LOCKED
     }
 
     fn invalidate<M: Machine>(&self, machine: &M, root: Pfn, pages: Pages<Gfn>) {
@@ -338,8 +330,9 @@ pub const GUEST_IPA_BITS: u32 = PAGE_SHIFT + 28;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pgtable::Level;
 
-    const REGIME: Stage2 = Stage2 { vmid: 1, force_write_back: false, side: Side::Host };
+    const REGIME: Stage2 = Stage2::new(1, false, Side::Host);
 
     #[test]
     fn every_entry_survives_its_descriptor_at_every_leaf_level() {
@@ -364,9 +357,9 @@ mod tests {
         }
         for entry in entries {
             for level in [Level::ONE, Level::TWO, Level::THREE] {
-                let word = REGIME.encode(entry, level);
-                assert_eq!(REGIME.decode(word, level), entry, "{word:#x}");
-                assert!(!super::super::is_table(word, level), "{entry:?} looks like a table");
+                let leaf = level.leaf(REGIME.encode(entry));
+                assert_eq!(Stage2::decode(level.page_word(leaf)), entry, "{leaf:#x}");
+                assert!(!level.is_table(leaf), "{entry:?} looks like a table");
             }
         }
     }
@@ -389,7 +382,7 @@ mod tests {
         let vm = VmHandle::new(255, VmHandle::GENERATIONS - 1).unwrap();
         let gfn = Gfn::new((1 << 28) - 1).unwrap();
         for entry in [Entry::Empty, Entry::Owned(Owner::Guest { vm, gfn }), Entry::Withheld, Entry::Locked] {
-            assert_eq!(REGIME.encode(entry, Level::THREE) & VALID, 0);
+            assert_eq!(REGIME.encode(entry) & VALID, 0);
         }
     }
 
@@ -397,7 +390,7 @@ mod tests {
     fn a_word_that_makes_no_sense_gives_no_access() {
         let lent_but_owned = 1 << LENT_SHIFT | 0b11;
         for word in [0b1110, 0b01, KIND_GUEST, 1 << 40, lent_but_owned] {
-            assert_eq!(REGIME.decode(word, Level::THREE), Entry::Locked, "{word:#x}");
+            assert_eq!(Stage2::decode(word), Entry::Locked, "{word:#x}");
         }
     }
 

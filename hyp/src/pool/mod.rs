@@ -63,6 +63,9 @@ impl PagePool {
         if crate::testing::failure::refuses(pool, pages) {
             return Err(Lacking { pool, pages }.rounded());
         }
+        if pages == 0 {
+            return Ok(());
+        }
         let available = self.free.saturating_sub(reserve);
         match pages.checked_sub(available) {
             None | Some(0) => Ok(()),

@@ -10,10 +10,10 @@
 use crate::Hypervisor;
 use crate::addr::{Gfn, Pages};
 use crate::call::unit;
+use crate::hypervisor::Counters;
 use crate::machine::Machine;
 use crate::ownership;
 use crate::ownership::query::GuestPage;
-use crate::sync::Ordering;
 use crate::vm::guest_call::{Answer, GuestCall, Request, answer, first_chunk};
 use crate::vm::inject::{Exception, guest_state};
 use crate::vm::power::{self, Outcome, Power};
@@ -127,6 +127,7 @@ impl<M: Machine> Hypervisor<M> {
     ///
     /// # Errors
     /// As `claim`; `Permission` if no request is pending; lacking pages, with it still pending.
+    #[inline(never)]
     pub(crate) fn unshare_ack(&self, vm: VmHandle, vcpu: u64) -> HostResult {
         let result = self.with_claim(vm, vcpu, |claim| match claim.vcpu.pending {
             Pending::Unshare(pages) => Ok(self.commit_unshare(claim, pages)),
@@ -143,6 +144,7 @@ impl<M: Machine> Hypervisor<M> {
     ///
     /// # Errors
     /// As `claim`; `Exists` if the VM has one; `Invalid` for an entry that is no instruction address.
+    #[inline(never)]
     pub(crate) fn vcpu_set_boot(&self, vm: VmHandle, vcpu: u64, pc: u64, x0: u64) -> HostResult {
         if pc & 3 != 0 {
             return HostResult::refused(Error::Invalid);
@@ -164,6 +166,7 @@ impl<M: Machine> Hypervisor<M> {
     ///
     /// # Errors
     /// As `claim` and [`Vcpu::register`].
+    #[inline(never)]
     pub(crate) fn vcpu_get_reg(&self, vm: VmHandle, vcpu: u64, register: u64) -> HostResult {
         match self.with_claim(vm, vcpu, |claim| claim.vcpu.register(register)) {
             Ok(value) => HostResult::ok(&[value]),
@@ -175,6 +178,7 @@ impl<M: Machine> Hypervisor<M> {
     ///
     /// # Errors
     /// As `claim` and [`Vcpu::set_register`].
+    #[inline(never)]
     pub(crate) fn vcpu_set_reg(&self, vm: VmHandle, vcpu: u64, register: u64, value: u64) -> HostResult {
         unit(self.with_claim(vm, vcpu, |claim| claim.vcpu.set_register(register, value)))
     }
@@ -234,7 +238,7 @@ impl<M: Machine> Hypervisor<M> {
 
     /// Puts the vCPU on this CPU and runs it until there is something for the host.
     fn run_loaded(&self, claim: &mut Claim) -> Exit {
-        self.counters.guest_entries.fetch_add(1, Ordering::Relaxed);
+        Counters::count(&self.counters.guest_entries);
         let machine = self.machine();
         let id = claim.id;
         machine.load(id, &mut claim.vcpu.context);
@@ -492,6 +496,7 @@ fn resume_with(vcpu: &mut Vcpu, answer: Answer) -> Step {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sync::Ordering;
     use crate::testing::{RAM_START, World};
     use crate::vm::context::Context;
     use abi::host::{HostCall, register};
