@@ -588,6 +588,13 @@ mod tests {
     }
 
     #[test]
+    fn a_call_of_test_builds_is_known_as_one() {
+        for (call, info) in samples().into_iter().zip(CALLS) {
+            assert_eq!(call.is_test(), info.test_only, "{}", info.name);
+        }
+    }
+
+    #[test]
     fn unknown_numbers_and_impossible_words_are_told_apart() {
         let decode = |words| HostCall::decode(&words);
         assert_eq!(decode([0xc600_01ff, 0, 0, 0, 0, 0, 0]), Err(DecodeError::UnknownFunction));
