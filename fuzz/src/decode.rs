@@ -265,7 +265,7 @@ fn exception_of_el1(input: &mut Input<'_>, outcomes: &mut Outcomes) {
     context.el1.vbar_el1 = vbar;
     let (pc, before) = (context.pc, context.pstate);
     let exception = match kind {
-        0 => Exception::Undefined { esr },
+        0 => Exception::Undefined,
         _ => Exception::ExternalAbort { esr, far },
     };
     exception.deliver(&mut context, features);

@@ -6,7 +6,8 @@
 
 use crate::vm::context::pstate;
 
-/// ESR_ELx.IL: the trapped instruction has 32 bits.
+/// ESR_ELx.IL: the trapped instruction has 32 bits; 1 too for every class and abort that tells of no instruction
+/// (Arm ARM, ESR_EL1), and EL2 injects no others.
 const IL: u64 = 1 << 25;
 /// ISS bit FnV of an external abort: FAR holds no address.
 const FAR_NOT_VALID: u64 = 1 << 10;
@@ -122,13 +123,13 @@ pub fn take_external_abort(at: Interrupted, esr_el2: u64, features: StateFeature
         (false, true) => EC_INSTRUCTION_ABORT_LOWER,
         (false, false) => EC_INSTRUCTION_ABORT_SAME,
     };
-    let kept = esr_el2 & if data { IL | WNR | FAR_NOT_VALID } else { IL | FAR_NOT_VALID };
-    take(at, class << EC_SHIFT | kept | S1PTW | SYNCHRONOUS_EXTERNAL_ABORT, features)
+    let kept = esr_el2 & if data { WNR | FAR_NOT_VALID } else { FAR_NOT_VALID };
+    take(at, class << EC_SHIFT | IL | kept | S1PTW | SYNCHRONOUS_EXTERNAL_ABORT, features)
 }
 
 /// Takes the exception of an instruction that does not exist for EL1.
-pub fn take_undefined(at: Interrupted, esr_el2: u64, features: StateFeatures) -> Taken {
-    take(at, EC_UNKNOWN << EC_SHIFT | esr_el2 & IL, features)
+pub fn take_undefined(at: Interrupted, features: StateFeatures) -> Taken {
+    take(at, EC_UNKNOWN << EC_SHIFT | IL, features)
 }
 
 fn new_pstate(at: Interrupted, features: StateFeatures) -> u64 {
@@ -187,26 +188,38 @@ mod tests {
     }
 
     #[test]
-    fn an_abort_keeps_direction_and_instruction_length_and_nothing_else() {
+    fn an_abort_keeps_its_direction_and_nothing_else() {
         let syndrome_of_a_store = LOAD | WNR | 1 << 24 | 0b11 << 22 | 5 << 16;
         let taken = take_external_abort(at(pstate::EL1H, 0), syndrome_of_a_store, ALL);
         assert_eq!(taken.esr_el1, 0x25 << EC_SHIFT | IL | WNR | S1PTW | SYNCHRONOUS_EXTERNAL_ABORT);
-        let short = take_external_abort(at(pstate::EL0T, 0), LOAD & !IL, ALL);
-        assert_eq!(short.esr_el1 & (IL | WNR), 0);
+        let load = take_external_abort(at(pstate::EL0T, 0), LOAD, ALL);
+        assert_eq!(load.esr_el1 & WNR, 0);
+    }
+
+    #[test]
+    fn what_is_injected_has_the_length_that_its_class_prescribes() {
+        assert_eq!(take_undefined(at(pstate::EL1H, 0), ALL).esr_el1, EC_UNKNOWN << EC_SHIFT | IL);
+        // A T32 instruction of 16 bits of an EL0 program in AArch32, and one of 32 bits.
+        for length in [0, IL] {
+            for trap in [LOAD, FETCH] {
+                let abort = take_external_abort(at(pstate::AARCH32, 0), trap & !IL | length, ALL);
+                assert_eq!(abort.esr_el1 & IL, IL, "an abort without instruction syndrome");
+            }
+        }
     }
 
     #[test]
     fn the_new_state_is_el1h_masked_and_keeps_flags_and_timing() {
         let flags = 0b1010 << 28;
         let old = flags | pstate::DIT | pstate::UAO | pstate::SS | pstate::IL | pstate::BTYPE;
-        let taken = take_undefined(at(old, sctlr::SPAN), 0, StateFeatures { tco: false, ..ALL });
+        let taken = take_undefined(at(old, sctlr::SPAN), StateFeatures { tco: false, ..ALL });
         assert_eq!(taken.pstate, pstate::EL1H | pstate::DAIF | flags | pstate::DIT);
     }
 
     #[test]
     fn pan_is_set_unless_span_says_to_keep_it() {
         let pan =
-            |state, control, features| take_undefined(at(state, control), 0, features).pstate & pstate::PAN;
+            |state, control, features| take_undefined(at(state, control), features).pstate & pstate::PAN;
         assert_ne!(pan(0, 0, ALL), 0);
         assert_eq!(pan(0, sctlr::SPAN, ALL), 0);
         assert_ne!(pan(pstate::PAN, sctlr::SPAN, ALL), 0);
@@ -216,18 +229,18 @@ mod tests {
     #[test]
     fn bits_of_absent_features_stay_zero() {
         let everything = sctlr::DSSBS | sctlr::NMI;
-        let taken = take_undefined(at(!pstate::AARCH32, everything), 0, StateFeatures::default());
+        let taken = take_undefined(at(!pstate::AARCH32, everything), StateFeatures::default());
         assert_eq!(taken.pstate, pstate::EL1H | pstate::DAIF | pstate::NZCV);
-        let taken = take_undefined(at(0, everything), 0, ALL);
+        let taken = take_undefined(at(0, everything), ALL);
         assert_eq!(taken.pstate & (pstate::SSBS | ALLINT | pstate::TCO), pstate::SSBS | ALLINT | pstate::TCO);
-        let masked = take_undefined(at(0, everything | sctlr::SPINTMASK), 0, ALL);
+        let masked = take_undefined(at(0, everything | sctlr::SPINTMASK), ALL);
         assert_eq!(masked.pstate & ALLINT, 0);
     }
 
     #[test]
     fn timing_of_an_aarch32_program_is_found_where_aarch32_keeps_it() {
         let state = pstate::AARCH32 | AARCH32_DIT;
-        assert_ne!(take_undefined(at(state, 0), 0, ALL).pstate & pstate::DIT, 0);
-        assert_eq!(take_undefined(at(pstate::AARCH32 | pstate::DIT, 0), 0, ALL).pstate & pstate::DIT, 0);
+        assert_ne!(take_undefined(at(state, 0), ALL).pstate & pstate::DIT, 0);
+        assert_eq!(take_undefined(at(pstate::AARCH32 | pstate::DIT, 0), ALL).pstate & pstate::DIT, 0);
     }
 }

@@ -180,7 +180,7 @@ extern "C" fn host_trap(frame: &mut Frame, esr: u64) {
         EC_DATA_ABORT_LOWER | EC_INSTRUCTION_ABORT_LOWER => host_abort(esr),
         EC_SYSTEM_REGISTER => system_register(frame, esr),
         // Instructions and registers of features that are hidden, and what else is not for EL1.
-        _ => resume(exception::take_undefined(interrupted(), esr, features().state)),
+        _ => resume(exception::take_undefined(interrupted(), features().state)),
     }
 }
 
@@ -249,7 +249,7 @@ fn system_register(frame: &mut Frame, esr: u64) {
         }
         skip_instruction();
     } else {
-        resume(exception::take_undefined(interrupted(), esr, features().state));
+        resume(exception::take_undefined(interrupted(), features().state));
     }
 }
 

@@ -7,14 +7,11 @@ use crate::exception::{Interrupted, StateFeatures, take_external_abort, take_und
 use crate::machine::IdRegister;
 use crate::vm::context::Context;
 
-/// An exception for EL1, with the syndrome that EL2 saw (ESR_EL2).
+/// An exception for EL1, with what of the syndrome that EL2 saw (ESR_EL2) it depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exception {
     /// The instruction is UNDEFINED.
-    Undefined {
-        /// Tells the length of the instruction.
-        esr: u64,
-    },
+    Undefined,
     /// The access ended in a synchronous external abort.
     ExternalAbort {
         /// Tells fetch from access, and direction.
@@ -34,7 +31,7 @@ impl Exception {
             vbar: context.el1.vbar_el1,
         };
         let taken = match self {
-            Self::Undefined { esr } => take_undefined(at, esr, features),
+            Self::Undefined => take_undefined(at, features),
             Self::ExternalAbort { esr, far } => {
                 context.el1.far_el1 = far;
                 take_external_abort(at, esr, features)
@@ -78,7 +75,7 @@ mod tests {
     fn an_undefined_instruction_enters_the_vector_of_its_level() {
         for (mode, offset) in [(pstate::EL1T, 0), (pstate::EL1H, 0x200), (pstate::EL0T, 0x400)] {
             let mut context = guest(mode);
-            Exception::Undefined { esr: 0x18 << 26 | IL | 5 }.deliver(&mut context, StateFeatures::default());
+            Exception::Undefined.deliver(&mut context, StateFeatures::default());
             assert_eq!(context.pc, 0x8000_8000 + offset);
             assert_eq!((context.el1.elr_el1, context.el1.spsr_el1), (0x8000_1234, mode | pstate::NZCV));
             assert_eq!(context.el1.esr_el1, IL);

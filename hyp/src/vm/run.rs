@@ -296,7 +296,7 @@ impl<M: Machine> Hypervisor<M> {
                 let machine = self.machine();
                 match sysreg::emulate(esr, &mut vcpu.context, |register| machine.id_register(register)) {
                     Some(()) => Step::Resume,
-                    None => Step::Inject(Exception::Undefined { esr }),
+                    None => Step::Inject(Exception::Undefined),
                 }
             }
             // A guest's calls come by HVC. Nothing is relayed to firmware, not even with immediate 0.
@@ -311,7 +311,7 @@ impl<M: Machine> Hypervisor<M> {
             | class::LD64B
             | class::SYSREG_128
             | class::SVE
-            | class::SME => Step::Inject(Exception::Undefined { esr }),
+            | class::SME => Step::Inject(Exception::Undefined),
             _ => self.end_fatal(claim, Fatal::Unexpected),
         }
     }
