@@ -420,3 +420,29 @@ fn put<M: Machine, R: Regime>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{TestMachine, setup};
+    use abi::Error;
+    use abi::host::HostCall;
+
+    #[test]
+    fn a_page_at_address_0_is_the_hosts_and_never_changes_hands() {
+        let machine = TestMachine::new();
+        let mut setup = setup(&machine, 0x40);
+        setup.ram.push(Pages::from_raw(0, 0x100).unwrap());
+        let world = crate::testing::World { hyp: Hypervisor::new(machine, &setup).unwrap() };
+        assert_eq!(world.call(HostCall::QueryPage { pfn: 0 }).host_state(), Some(abi::HostState::Owned));
+        let outcome = |call| world.call(call).outcome;
+        assert_eq!(outcome(HostCall::ShareHyp { pfn: 0, pages: 1 }), Err(Error::Permission));
+        let vm = world.protected_vm();
+        assert_eq!(outcome(HostCall::DonateGuest { vm, pfn: 0, gfn: 0, pages: 1 }), Err(Error::Permission));
+        assert_eq!(outcome(HostCall::ShareHyp { pfn: 0, pages: 2 }), Err(Error::Permission));
+        assert_eq!(outcome(HostCall::ShareHyp { pfn: 1, pages: 1 }), Ok(()), "its neighbour is memory");
+        assert!(
+            world.hyp.hyp.lock().table.entry(world.hyp.machine(), Vpn::new(0).unwrap()).flatten().is_none()
+        );
+    }
+}

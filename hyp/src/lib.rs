@@ -60,6 +60,12 @@ pub mod testing;
 pub mod vm;
 mod watch;
 
+// A part of `arch` that is values alone, without registers: its tests run here.
+#[cfg(test)]
+#[expect(dead_code, unreachable_pub, reason = "the world switch, which uses them, is not built here")]
+#[path = "arch/traps.rs"]
+mod traps;
+
 pub use hypervisor::{Hypervisor, Mapping, Setup, SetupError};
 
 /// Stops the machine: an invariant that no value from outside can break is broken, so there is no state left

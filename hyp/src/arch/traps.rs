@@ -250,3 +250,47 @@ const _: () = {
     assert!(hcrx::MSCEN == 1 << 11 && hcrx::TCR2EN == 1 << 14 && hcrx::SCTLR2EN == 1 << 15);
     assert!(hfg::N_PIRE0 | hfg::N_PIR == 0b11 << 57 && hfg::N_POR_EL0 | hfg::N_POR_EL1 == 0b11 << 59);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bits of HCR_EL2 that no guest has.
+    const E2H: u64 = 1 << 34;
+    const TGE: u64 = 1 << 27;
+    const NV: u64 = 1 << 42 | 1 << 43 | 1 << 45;
+    const EN_SCXT: u64 = 1 << 53;
+    const ATA: u64 = 1 << 56;
+
+    #[test]
+    fn nothing_that_the_host_has_relaxes_a_trap_of_a_guest() {
+        for bit in 0..64 {
+            let host = 1 << bit;
+            assert_eq!(guest_hcr(host) & !guest_hcr(0) & !(hcr::FWB | hcr::API | hcr::APK), 0, "bit {bit}");
+            assert_eq!(guest_hcr(host) & guest_hcr(0), guest_hcr(0), "bit {bit}");
+            assert_eq!(guest_mdcr(host) & !mdcr::HPMN, guest_mdcr(0), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn an_serror_that_is_pending_for_the_host_is_no_guests() {
+        assert_eq!(guest_hcr(u64::MAX) & hcr::VSE, 0);
+    }
+
+    #[test]
+    fn a_guest_is_aarch64_at_el1_under_el2_and_has_no_tags() {
+        let guest = guest_hcr(u64::MAX);
+        assert_eq!(guest & (hcr::RW | hcr::VM | hcr::TID5), hcr::RW | hcr::VM | hcr::TID5);
+        assert_eq!(guest & (E2H | TGE | NV | EN_SCXT | ATA), 0);
+    }
+
+    #[test]
+    fn the_buffers_of_profiling_and_trace_are_out_of_a_guests_reach() {
+        const E2PB: u64 = 0b11 << 12;
+        const E2TB: u64 = 0b11 << 24;
+        // 0b00: the buffer is EL2's, and its registers trap at EL1.
+        assert_eq!(guest_mdcr(u64::MAX) & (E2PB | E2TB), 0);
+        assert_eq!(guest_mdcr(0) & (mdcr::TPMS | mdcr::TTRF), mdcr::TPMS | mdcr::TTRF);
+        assert_eq!(GUEST_CPTR & cptr::TTA, cptr::TTA);
+    }
+}

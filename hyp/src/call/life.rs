@@ -295,4 +295,27 @@ mod tests {
         assert_eq!(result.outcome, Err(Error::Busy));
         world.check();
     }
+
+    #[test]
+    fn a_vcpu_that_cannot_be_made_leaves_nothing_behind_however_often_it_is_tried() {
+        let world = World::new();
+        let vm = world.protected_vm();
+        world.ok(HostCall::ShareHyp { pfn: RAM_START, pages: 1 });
+        let before = (world.census(), world.hyp.records.used());
+        for _ in 0..100 {
+            world.fail_allocation(1);
+            let lacking = world.call(HostCall::VcpuCreate { vm, vcpu: 0 });
+            world.stop_failing();
+            assert_eq!(lacking.outcome, Err(Error::NoMemory));
+            let run = HostCall::VcpuRun { vm, vcpu: 0, values: [0; 4] };
+            assert_eq!(world.call(run).outcome, Err(Error::NoEntry), "half of it is nothing");
+            assert_eq!(world.call(HostCall::VcpuCreate { vm, vcpu: 1 }).outcome, Err(Error::Invalid));
+        }
+        assert_eq!((world.census(), world.hyp.records.used()), before);
+        world.ok(HostCall::UnshareHyp { pfn: RAM_START, pages: 1 });
+        world.ok(HostCall::VcpuCreate { vm, vcpu: 0 });
+        world.ok(HostCall::VmTeardownStart { vm });
+        world.finish(vm);
+        world.check();
+    }
 }

@@ -532,4 +532,24 @@ mod tests {
         world.ok(donate);
         world.check();
     }
+
+    #[test]
+    fn a_page_relinquished_from_a_block_is_one_page_less_and_its_neighbours_stay() {
+        let world = World::new();
+        let vm = world.protected_vm();
+        world.ok(HostCall::DonateGuest { vm, pfn: RAM_START + 0x400, gfn: GFN, pages: 0x200 });
+        world.fill(0x407);
+        let pages = || world.hyp.with_vm(vm, |vm| vm.space.pages);
+        assert_eq!(world.hyp.guest_relinquish(vm, run(7, 1)), Ok(1));
+        assert_eq!((pages(), world.census().guest), (Some(0x1ff), 0x1ff));
+        assert!(world.host_reads(0x407) && world.is_wiped(0x407));
+        assert!(!world.host_reads(0x406) && !world.host_reads(0x408));
+        assert_eq!([6, 7, 8].map(|page| world.guest_reads(vm, GFN + page)), [Some(0x406), None, Some(0x408)]);
+        let mut done = 0;
+        while done < 0x200 {
+            done += world.hyp.guest_relinquish(vm, run(done, 0x200 - done)).unwrap();
+        }
+        assert_eq!((pages(), world.census().guest), (Some(0), 0));
+        world.check();
+    }
 }

@@ -184,7 +184,9 @@ impl HypSpace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{HYP_START, PRIVATE, RAM_PAGES, RAM_START, World};
+    use crate::addr::Pfn;
+    use crate::hypervisor::Mapping;
+    use crate::testing::{HYP_START, PRIVATE, RAM_PAGES, RAM_START, TestMachine, World};
     use abi::host::HostCall;
 
     #[test]
@@ -233,5 +235,40 @@ mod tests {
         assert_eq!(abort(0x9000, Access::Execute), AbortAnswer::Inject);
         assert_eq!(abort(0x9020, Access::Read), AbortAnswer::Inject);
         assert_eq!(abort((1 << 36) - 1, Access::Read), AbortAnswer::Inject);
+    }
+
+    /// What the audit says of a world whose EL2 also maps these pages at these addresses.
+    fn audit_with(va: u64, pages: Pages<Pfn>, rights: Rights) -> Result<u64, AuditError> {
+        let machine = TestMachine::new();
+        let mut setup = crate::testing::setup(&machine, 0x40);
+        setup.hyp_map.push(Mapping { va: Vpn::new(va).unwrap(), pages, rights });
+        crate::Hypervisor::new(machine, &setup).unwrap().audit(Vpn::new(PRIVATE).unwrap())
+    }
+
+    #[test]
+    fn the_audit_finds_every_page_that_el2_maps_and_does_not_own() {
+        let pages = |first| Pages::<Pfn>::from_raw(first, 1).unwrap();
+        let found = |va: u64, pfn: u64, rights| {
+            Err(AuditError::NotOwned(Vpn::new(va).unwrap(), Mapped { pfn: Pfn::new(pfn).unwrap(), rights }))
+        };
+        for rights in [Rights::ReadOnly, Rights::ReadWrite, Rights::ReadExecute] {
+            for pfn in [RAM_START, HYP_START - 1, HYP_START + crate::testing::HYP_PAGES, RAM_START + 0x800] {
+                assert_eq!(audit_with(pfn, pages(pfn), rights), found(pfn, pfn, rights), "{pfn:#x}");
+            }
+        }
+        let device = audit_with(RAM_START, pages(RAM_START), Rights::Device);
+        assert!(matches!(device, Err(AuditError::DeviceInMemory(..))), "{device:?}");
+    }
+
+    #[test]
+    fn the_audit_goes_by_the_physical_page_wherever_el2_sees_it() {
+        let elsewhere = 0x200_0000;
+        let page = |first| Pages::<Pfn>::from_raw(first, 1).unwrap();
+        // A second view of a page of the image is EL2's own; a view of the host's page at an address like the image's
+        // is not.
+        let own = audit_with(elsewhere, page(HYP_START), Rights::ReadOnly);
+        assert_eq!(own, Ok(crate::testing::HYP_PAGES + 2));
+        let foreign = audit_with(HYP_START + crate::testing::HYP_PAGES, page(RAM_START), Rights::ReadOnly);
+        assert!(matches!(foreign, Err(AuditError::NotOwned(..))), "{foreign:?}");
     }
 }

@@ -511,4 +511,53 @@ mod tests {
         }
         world.check();
     }
+
+    #[test]
+    fn a_number_of_pages_whose_size_wraps_is_refused_by_every_call_and_changes_nothing() {
+        let world = World::new();
+        let (vm, open) = (world.protected_vm(), open(&world, 0x1100));
+        let permissions = Permissions::ALL;
+        let before = (world.census(), world.snapshot());
+        // Their size in bytes wraps, or that of their descriptors, or the number of the last one.
+        for pages in [1 << 52, 1 << 55, 1 << 61, u64::MAX, u64::MAX - PFN + 1, 1 << 36] {
+            let calls = [
+                HostCall::ShareGuest { vm: open, pfn: PFN, gfn: 0, pages, permissions },
+                HostCall::UnshareGuest { vm: open, gfn: 0, pages },
+                HostCall::DonateGuest { vm, pfn: PFN, gfn: 0, pages },
+                HostCall::ReclaimGuest { vm, gfn: 0, pages },
+                HostCall::ForceReclaim { pfn: PFN, pages },
+                HostCall::ShareHyp { pfn: PFN, pages },
+                HostCall::UnshareHyp { pfn: PFN, pages },
+                HostCall::PoolTopUp { pool: Pool::Tables, pfn: PFN, pages },
+                HostCall::PoolTopUp { pool: Pool::Metadata, pfn: PFN, pages },
+                HostCall::VmTopUp { vm, pfn: PFN, pages },
+            ];
+            for call in calls {
+                let outcome = world.call(call).outcome;
+                let refusals = [Code::Invalid, Code::Range, Code::Permission];
+                assert!(outcome.is_err_and(|error| refusals.contains(&error)), "{call:x?}: {outcome:?}");
+            }
+        }
+        for call in [
+            HostCall::ShareGuest { vm: open, pfn: u64::MAX, gfn: 0, pages: 2, permissions },
+            HostCall::ShareGuest { vm: open, pfn: (1 << 36) - 1, gfn: 0, pages: 2, permissions },
+            HostCall::ShareGuest { vm: open, pfn: PFN, gfn: u64::MAX, pages: 2, permissions },
+        ] {
+            assert_eq!(world.call(call).outcome, Err(Code::Invalid), "{call:x?}");
+        }
+        assert_eq!((world.census(), world.snapshot()), before);
+        world.check();
+    }
+
+    #[test]
+    fn holds_on_a_page_are_counted_up_to_what_fits_and_not_once_more() {
+        let world = World::new();
+        let page = Pfn::new(PFN).unwrap();
+        world.ok(HostCall::ShareHyp { pfn: PFN, pages: 1 });
+        world.hyp.pin(page).unwrap();
+        world.hyp.hyp.lock().pins.pages[0].1 = u32::MAX;
+        assert_eq!(world.hyp.pin(page), Err(Error::TooManyPins));
+        assert_eq!(world.hyp.hyp.lock().pins.count(page), u32::MAX, "none is lost");
+        assert_eq!(world.call(HostCall::UnshareHyp { pfn: PFN, pages: 1 }).outcome, Err(Code::Busy));
+    }
 }

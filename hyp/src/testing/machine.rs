@@ -54,6 +54,8 @@ pub struct TestMachine {
     steps: AtomicU64,
     /// Some tree is in use. Before that nobody's lock is asked for: at boot there is one CPU.
     adopted: AtomicBool,
+    /// Syndromes of SErrors that were made pending for the host.
+    serrors: Mutex<Vec<u64>>,
     /// What [`Machine::record_memory`] has shown.
     records: Mutex<Vec<Vec<RecordPage>>>,
     needs_clean: bool,
@@ -88,6 +90,7 @@ impl TestMachine {
             interleaved: AtomicBool::new(false),
             adopted: AtomicBool::new(false),
             steps: AtomicU64::new(0),
+            serrors: Mutex::default(),
             records: Mutex::default(),
             needs_clean: true,
         }
@@ -157,6 +160,11 @@ impl TestMachine {
         if let Some(script) = self.scripts.get(this_cpu()) {
             lock(script).push_back(Box::new(step));
         }
+    }
+
+    /// Syndromes of the SErrors that were made pending for the host since the last time.
+    pub fn take_serrors(&self) -> Vec<u64> {
+        core::mem::take(&mut lock(&self.serrors))
     }
 
     /// Drops the steps of this CPU's guests that were not made.
@@ -237,6 +245,10 @@ impl Machine for TestMachine {
             Some(mut step) => step(context),
             None => Trap::Irq,
         }
+    }
+
+    fn pend_serror(&self, esr: u64) {
+        lock(&self.serrors).push(esr);
     }
 
     fn forget_vcpu(&self, _id: Stage2Id) {}

@@ -671,6 +671,21 @@ mod tests {
     }
 
     #[test]
+    fn an_serror_that_ends_a_stay_is_made_pending_for_the_host_once() {
+        let (world, vm) = booted(ASK_FIRST);
+        let esr = 0x2f << 26 | IL | 0x11;
+        guest(&world, move |_| Trap::SError { esr });
+        assert_eq!(run(&world, vm), Exit::SError);
+        assert_eq!(world.hyp.machine().take_serrors(), [esr]);
+        guest(&world, |context| {
+            assert_eq!((context.pc, context.el1.esr_el1), (ENTRY, 0), "the guest knows nothing of it");
+            Trap::Irq
+        });
+        assert_eq!(run(&world, vm), Exit::Interrupted);
+        assert_eq!(world.hyp.machine().take_serrors(), []);
+    }
+
+    #[test]
     fn calls_by_smc_or_with_an_immediate_are_not_supported() {
         let (world, vm) = booted(ASK_FIRST);
         guest(&world, |context| {
@@ -770,6 +785,18 @@ mod tests {
         touches(&world, 0b00_1111 | esr::WNR, RAM);
         handles(&world, 0x25 << 26 | IL | esr::S1PTW | esr::WNR | 0b01_0000);
         assert_eq!(run(&world, vm), Exit::Interrupted);
+    }
+
+    #[test]
+    fn an_access_that_a_loan_does_not_allow_exits_and_is_not_tried_again_for_ever() {
+        let (world, vm) = booted(VmFlags::default());
+        let permissions = abi::page::Permissions { write: false, execute: false };
+        world.ok(HostCall::ShareGuest { vm, pfn: RAM_START + 0x100, gfn: RAM >> 12, pages: 1, permissions });
+        let permission_3 = 0b00_1111;
+        touches(&world, permission_3 | esr::WNR, RAM + 8);
+        assert_eq!(run(&world, vm), Exit::MissingPage { ipa: RAM, access: Access::Write });
+        guest(&world, move |_| abort(class::INSTRUCTION_ABORT, permission_3, RAM));
+        assert_eq!(run(&world, vm), Exit::MissingPage { ipa: RAM, access: Access::Execute });
     }
 
     #[test]
