@@ -9,7 +9,7 @@ use abi::{HostCall, HostState};
 use crate::errno::Errno;
 use crate::fs::File;
 use crate::host::{Host, Misbehaviour};
-use crate::machine::OddCall;
+use crate::machine::{Hidden, OddCall};
 use crate::mm::{Holder, PAGE, Pfn, is_aligned};
 use crate::play;
 use crate::process::Process;
@@ -47,6 +47,8 @@ pub mod request {
     pub const PLAY: u32 = request(11, 3);
     /// Out the virtual counter at the kernel's first instruction.
     pub const COUNTER_AT_ENTRY: u32 = request(12, 1);
+    /// In which of [`crate::machine::Hidden`]; out value, 0 or 1 for UNDEFINED, ESR.
+    pub const HIDDEN: u32 = request(13, 4);
 }
 
 /// One of a series: in what to do (0 call, 1 load, 2 store, 3 copy a page), its arguments; out its results.
@@ -125,6 +127,16 @@ pub fn ioctl(host: &mut Host, process: &mut Process, number: u32, argument: u64)
             *count = host.machine.counter_at_entry();
             Ok(())
         }),
+        request::HIDDEN => {
+            with(host, process, argument, |host, _, [which, value, undefined, esr]: &mut [u64; 4]| {
+                let register = Hidden::from_word(*which).ok_or(Errno::EINVAL)?;
+                (*value, *undefined, *esr) = match host.machine.hidden(register) {
+                    Ok(value) => (value, 0, 0),
+                    Err(trap) => (0, 1, trap.esr),
+                };
+                Ok(())
+            })
+        }
         _ => Err(Errno::ENOTTY),
     }
 }
@@ -269,5 +281,6 @@ mod tests {
         assert_eq!(request::SERIES, 0xc010_440a);
         assert_eq!(request::PLAY, 0xc018_440b);
         assert_eq!(request::COUNTER_AT_ENTRY, 0xc008_440c);
+        assert_eq!(request::HIDDEN, 0xc020_440d);
     }
 }

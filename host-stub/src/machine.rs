@@ -70,6 +70,48 @@ pub enum OddCall {
     Smc1,
 }
 
+/// A register of a feature that the hypervisor hides from everybody, or one that tells of such features.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the architecture's names, without the level")]
+pub enum Hidden {
+    Pfr0,
+    Pfr1,
+    Gcr,
+    Rgsr,
+    Tfsr,
+    Tfsre0,
+    Gmid,
+    Zcr,
+    Smcr,
+    Svcr,
+}
+
+impl Hidden {
+    /// Reads a word of a program's.
+    pub const fn from_word(word: u64) -> Option<Self> {
+        Some(match word {
+            0 => Self::Pfr0,
+            1 => Self::Pfr1,
+            2 => Self::Gcr,
+            3 => Self::Rgsr,
+            4 => Self::Tfsr,
+            5 => Self::Tfsre0,
+            6 => Self::Gmid,
+            7 => Self::Zcr,
+            8 => Self::Smcr,
+            9 => Self::Svcr,
+            _ => return None,
+        })
+    }
+}
+
+/// An instruction of the kernel that does not exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Undefined {
+    /// ESR_EL1.
+    pub esr: u64,
+}
+
 /// What is done between two reads of the virtual counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timed {
@@ -117,6 +159,8 @@ pub trait Machine: Hypervisor + Memory {
     fn smc(&self, words: [u64; 4]) -> [u64; 4];
     /// Makes a call with a non-zero immediate; returns x0.
     fn odd_call(&self, which: OddCall, words: &[u64; CALL_WORDS]) -> u64;
+    /// Reads a register of a hidden feature.
+    fn hidden(&self, which: Hidden) -> Result<u64, Undefined>;
     /// Does one thing, without interruption; returns the ticks of the virtual counter and x0 to x9.
     fn timed(&self, what: Timed, words: &[u64; CALL_WORDS]) -> (u64, [u64; RESULT_WORDS]);
     /// What the virtual counter read at the kernel's first instruction.

@@ -20,7 +20,7 @@ use crate::kvm::memory::{Caller, give_page};
 use crate::kvm::slots::{Descriptor, GUEST_MEMFD, RegionRequest, set_region};
 use crate::kvm::vm::TYPE_PROTECTED;
 use crate::kvm::{VcpuRef, Vm};
-use crate::machine::{Abort, Hypervisor, Machine, Memory, OddCall, Timed};
+use crate::machine::{Abort, Hidden, Hypervisor, Machine, Memory, OddCall, Timed, Undefined};
 use crate::mm::space::{Access, MMAP_BASE};
 use crate::mm::{AddressSpace, Backing, Frames, Holder, PAGE, Pfn, Prot};
 use crate::process::context::{FpState, UserContext};
@@ -331,6 +331,10 @@ impl Machine for FakeMachine {
 
     fn odd_call(&self, _: OddCall, _: &[u64; CALL_WORDS]) -> u64 {
         abi::smccc::NOT_SUPPORTED
+    }
+
+    fn hidden(&self, _: Hidden) -> Result<u64, Undefined> {
+        Err(Undefined { esr: 1 << 25 })
     }
 
     fn timed(&self, what: Timed, words: &[u64; CALL_WORDS]) -> (u64, [u64; RESULT_WORDS]) {

@@ -13,7 +13,7 @@ use host_stub::kvm::memory::Caller;
 use host_stub::kvm::slots::{Descriptor, GUEST_MEMFD, RegionRequest, set_region};
 use host_stub::kvm::vm::TYPE_PROTECTED;
 use host_stub::kvm::{VcpuRef, Vm, run};
-use host_stub::machine::{Abort, Hypervisor, Machine, Memory, OddCall, Timed};
+use host_stub::machine::{Abort, Hidden, Hypervisor, Machine, Memory, OddCall, Timed, Undefined};
 use host_stub::mm::space::Access;
 use host_stub::mm::{Frames, Holder, PAGE, Pfn};
 use host_stub::process::context::{FpState, UserContext};
@@ -90,6 +90,9 @@ impl Machine for Hardware {
     }
     fn odd_call(&self, _which: OddCall, _words: &[u64; CALL_WORDS]) -> u64 {
         smccc::NOT_SUPPORTED
+    }
+    fn hidden(&self, _which: Hidden) -> Result<u64, Undefined> {
+        unreachable!("no register is read here");
     }
     fn timed(&self, _what: Timed, _words: &[u64; CALL_WORDS]) -> (u64, [u64; RESULT_WORDS]) {
         unreachable!("nothing is timed here");

@@ -170,6 +170,10 @@ impl<'a> Start<'a> {
 
     fn command(&self, gdb: bool, counts: bool) -> Command {
         let mut board = "virt,virtualization=on,gic-version=3,its=off,dtb-randomness=off".to_owned();
+        if self.machine.cpu == "max" {
+            // With memory for tags. Without it QEMU hides what Deed is to hide.
+            board += ",mte=on";
+        }
         let mut command = Command::new(QEMU);
         if let Some(ram) = &self.ram {
             board += ",memory-backend=ram";

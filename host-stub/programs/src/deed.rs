@@ -299,6 +299,15 @@ impl Deed {
         Ok(count[0])
     }
 
+    /// A register of a hidden feature as the kernel reads it, by its number in `host_stub::machine::Hidden`: its value,
+    /// or the ESR of the UNDEFINED exception.
+    pub fn hidden(&self, which: u64) -> Result<Result<u64, u64>, Failure> {
+        let mut argument = [which, 0, 0, 0];
+        self.file.request_with("DEED_HIDDEN", deed::HIDDEN, &mut argument)?;
+        let [_, value, undefined, esr] = argument;
+        Ok(if undefined == 0 { Ok(value) } else { Err(esr) })
+    }
+
     /// The state of a page as the hypervisor answers the gate's question.
     pub fn query(&self, pfn: u64) -> Result<Option<HostState>, Failure> {
         Ok(self.call(HostCall::QueryPage { pfn })?.ok().and_then(|result| result.host_state()))

@@ -224,6 +224,8 @@ pub mod deed {
     pub const PLAY: u32 = request(11, 3);
     /// The virtual counter at the kernel's first instruction.
     pub const COUNTER_AT_ENTRY: u32 = request(12, 1);
+    /// A register of a hidden feature, read by the kernel.
+    pub const HIDDEN: u32 = request(13, 4);
 
     /// Bit of `MISBEHAVE`: acknowledge an unshare without unmapping.
     pub const ACKNOWLEDGE_WITHOUT_UNMAPPING: u64 = 1 << 0;
@@ -250,5 +252,6 @@ mod tests {
         assert_eq!(deed::SERIES, 0xc010_440a);
         assert_eq!(deed::PLAY, 0xc018_440b);
         assert_eq!(deed::COUNTER_AT_ENTRY, 0xc008_440c);
+        assert_eq!(deed::HIDDEN, 0xc020_440d);
     }
 }

@@ -46,13 +46,14 @@ fn fixup(elr: u64) -> Option<u64> {
 /// Synchronous exception from EL1 with its own stack pointer.
 const SYNCHRONOUS: u64 = 4;
 const EC_DATA_ABORT_SAME: u64 = 0x25;
+const EC_UNKNOWN: u64 = 0x00;
 
 /// Called by `vectors.S` for every exception taken from EL1.
 // SAFETY: the name is used by vectors.S alone.
 #[unsafe(no_mangle)]
 extern "C" fn kernel_exception(vector: u64, frame: &mut KernelFrame) {
     if vector == SYNCHRONOUS
-        && frame.esr >> 26 == EC_DATA_ABORT_SAME
+        && matches!(frame.esr >> 26, EC_DATA_ABORT_SAME | EC_UNKNOWN)
         && let Some(next) = fixup(frame.elr)
     {
         frame.x[1] = frame.esr;

@@ -8,8 +8,8 @@ use aarch64_cpu::registers::{Readable, TTBR0_EL1, Writeable};
 use abi::host::{CALL_WORDS, RESULT_WORDS};
 use abi::psci;
 
-use super::{call, console, gic, linear, timed, timer};
-use crate::machine::{Abort, Hypervisor, Machine, Memory, OddCall, Timed};
+use super::{call, console, gic, hidden, linear, timed, timer};
+use crate::machine::{Abort, Hidden, Hypervisor, Machine, Memory, OddCall, Timed, Undefined};
 use crate::mm::Pfn;
 use crate::platform::Conduit;
 use crate::process::context::{FpState, UserContext};
@@ -132,6 +132,10 @@ impl Machine for Hardware {
 
     fn odd_call(&self, which: OddCall, words: &[u64; CALL_WORDS]) -> u64 {
         call::odd(which, words)
+    }
+
+    fn hidden(&self, which: Hidden) -> Result<u64, Undefined> {
+        hidden::read(which)
     }
 
     fn timed(&self, what: Timed, words: &[u64; CALL_WORDS]) -> (u64, [u64; RESULT_WORDS]) {

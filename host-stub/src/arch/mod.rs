@@ -11,6 +11,7 @@ pub mod exception;
 pub mod gic;
 pub mod hardware;
 pub mod heap;
+pub mod hidden;
 pub mod linear;
 pub mod paging;
 pub mod timed;

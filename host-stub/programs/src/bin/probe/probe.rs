@@ -26,8 +26,11 @@ struct Counts {
     last_closed: u64,
 }
 
-pub(crate) fn main(_: &[&str], steps: &mut Steps) -> Result<(), Failure> {
+pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure> {
     let deed = Deed::open()?;
+    if arguments.contains(&"registers") {
+        return crate::registers::read_all(&deed, steps);
+    }
     let pages = ram_pages(&deed)?;
     steps.tell(format_args!(
         "The host's kernel asks for all {pages} pages of RAM and touches every one that is closed to it."
