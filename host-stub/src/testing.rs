@@ -61,6 +61,7 @@ struct State {
     lack_at_donate: u64,
     lack_at_ack: u64,
     refuse_reclaim: bool,
+    refuse_gifts: bool,
     console: Vec<u8>,
     now: u64,
 }
@@ -123,6 +124,11 @@ impl FakeMachine {
 
     pub(crate) fn refuse_reclaim(&self) {
         self.state.borrow_mut().refuse_reclaim = true;
+    }
+
+    /// Refuses to give or lend pages to guests, or no more.
+    pub(crate) fn refuse_gifts(&self, refuse: bool) {
+        self.state.borrow_mut().refuse_gifts = refuse;
     }
 
     /// What the next runs of a vCPU end with.
@@ -194,6 +200,9 @@ impl FakeMachine {
             HostCall::VcpuSetBoot { pc, x0, .. } => {
                 state.events.push(Event::Boot { pc, x0 });
                 HostResult::ok(&[])
+            }
+            HostCall::DonateGuest { .. } | HostCall::ShareGuest { .. } if state.refuse_gifts => {
+                HostResult::refused(abi::Error::Permission)
             }
             HostCall::DonateGuest { pfn, gfn, .. } => {
                 if let Some(result) = lack(&mut state.lack_at_donate, Pool::Vm) {

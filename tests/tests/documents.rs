@@ -102,3 +102,30 @@ fn the_tables_of_guest_calls_and_exits_are_the_interfaces() {
     let expected = EXITS.iter().enumerate().map(|(reason, (name, _))| format!("{reason} `{name}`"));
     assert_eq!(exits, expected.collect::<Vec<_>>());
 }
+
+#[test]
+fn no_host_call_takes_an_address_in_the_hypervisor_or_the_host() {
+    // Page numbers, counts, names and values. `pc` and `x0` are a guest's registers, `from` is the number of an event.
+    const KNOWN: [&str; 14] = [
+        "pool",
+        "pfn",
+        "pages",
+        "vm",
+        "gfn",
+        "permissions",
+        "flags",
+        "root",
+        "vcpu",
+        "pc",
+        "x0",
+        "register",
+        "value",
+        "from",
+    ];
+    for call in CALLS {
+        for argument in call.arguments {
+            let name = argument.trim_end_matches(|digit: char| digit.is_ascii_digit() && *argument != "x0");
+            assert!(KNOWN.contains(&name), "{}: {argument}", call.name);
+        }
+    }
+}

@@ -165,4 +165,24 @@ mod tests {
         machine.set_state(given, HostState::Owned);
         assert_eq!(fallocate(&mut host, &mut maps, &inode, 3, 0, 4 * PAGE), Ok(()));
     }
+
+    #[test]
+    fn a_hole_over_a_pinned_page_is_busy_and_drops_nothing() {
+        let machine = FakeMachine::new(8);
+        let mut host = machine.host();
+        let inode = inode(&mut host);
+        let frames = [0, 1].map(|index| inode.page_or_new(&mut host, index).unwrap().unwrap().frame);
+        admit(&mut host, &inode, 1, Intent::Pin).unwrap();
+        let mut maps = Unmappings::default();
+        assert_eq!(fallocate(&mut host, &mut maps, &inode, 3, 0, 4 * PAGE), Err(Errno::EBUSY));
+        assert!(maps.ranges.is_empty());
+        assert_eq!([0, 1].map(|index| inode.page(index).unwrap().frame), frames);
+        assert_eq!(
+            fallocate(&mut host, &mut maps, &inode, 3, 0, PAGE),
+            Ok(()),
+            "its neighbour is free to go"
+        );
+        crate::gmem::gate::unpin(&inode, 1);
+        assert_eq!(fallocate(&mut host, &mut maps, &inode, 3, 0, 4 * PAGE), Ok(()));
+    }
 }

@@ -146,6 +146,7 @@ pub fn withdraw(host: &mut Host, view: &View, pages: &core::ops::Range<u64>) {
 mod tests {
     use super::*;
     use crate::gmem::fallocate::fallocate;
+    use crate::gmem::gate::{self, Intent};
     use crate::kvm::slots::{Descriptor, RegionRequest, set_region};
     use crate::mm::{Backing, Prot};
     use crate::testing::{Event, FakeMachine, World};
@@ -232,5 +233,63 @@ mod tests {
         let host = world.close_everything();
         assert_eq!(host.frames.holder(frame), Some(Holder::Kernel));
         assert_eq!(host.frames.census().lost, 0);
+    }
+
+    #[test]
+    fn a_page_that_cannot_be_given_stays_the_hosts_and_can_be_given_later() {
+        for machine_type in [crate::kvm::vm::TYPE_PROTECTED, 0] {
+            let machine = FakeMachine::new(64);
+            let mut world = World::of_type(&machine, 4, machine_type);
+            let frame = world.touch(1).unwrap();
+            let ipa = World::IPA + PAGE;
+            machine.refuse_gifts(true);
+            for _ in 0..3 {
+                let given = give_page(&mut world.host, &mut world.caller, &world.vm, ipa);
+                assert_eq!(given, Err(Missing::Error(Errno::EPERM)));
+                assert_eq!(world.host.frames.holder(frame), Some(Holder::Content));
+                assert!(world.vm.given.borrow().guest.is_empty());
+                assert_eq!(world.touch(1), Ok(frame), "the program has it as before");
+            }
+            machine.refuse_gifts(false);
+            give_page(&mut world.host, &mut world.caller, &world.vm, ipa).unwrap();
+            assert!(world.host.frames.holder(frame).is_some_and(Holder::is_given_away));
+        }
+    }
+
+    #[test]
+    fn a_pinned_page_is_not_given_to_a_guest() {
+        let machine = FakeMachine::new(64);
+        let mut world = World::new(&machine, 4);
+        let inode = world.inode().clone();
+        let frame = gate::admit(&mut world.host, &inode, 2, Intent::Pin).unwrap();
+        let ipa = World::IPA + 2 * PAGE;
+        machine.events();
+        let given = give_page(&mut world.host, &mut world.caller, &world.vm, ipa);
+        assert_eq!(given, Err(Missing::Error(Errno::EBUSY)));
+        assert_eq!((machine.events(), machine.host_state(frame)), (Vec::new(), HostState::Owned));
+        gate::unpin(&inode, 2);
+        give_page(&mut world.host, &mut world.caller, &world.vm, ipa).unwrap();
+        assert_eq!(machine.host_state(frame), HostState::NoPage);
+    }
+
+    #[test]
+    fn private_content_is_not_lent_to_another_vm_by_the_address_of_its_mapping() {
+        let machine = FakeMachine::new(64);
+        let mut world = World::new(&machine, 4);
+        give_page(&mut world.host, &mut world.caller, &world.vm, World::IPA).unwrap();
+        let other = Rc::new(Vm::new(&mut world.host, 0).unwrap());
+        let request = RegionRequest {
+            slot: 3,
+            guest_phys_addr: GPA,
+            memory_size: 4 * PAGE,
+            userspace_addr: World::VA,
+            ..RegionRequest::default()
+        };
+        set_region(&other, &request, false, &|_| Descriptor::Closed).unwrap();
+        machine.events();
+        let mut lend = |page| give_page(&mut world.host, &mut world.caller, &other, GPA + page * PAGE);
+        assert_eq!(lend(0), Err(Missing::Error(Errno::EFAULT)));
+        assert!(machine.events().is_empty(), "EL2 is not even asked for it");
+        assert_eq!(lend(1), Ok(()), "content that is the host's own is memory like any other");
     }
 }

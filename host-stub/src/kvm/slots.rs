@@ -433,4 +433,19 @@ mod tests {
         assert_eq!(Rc::strong_count(&fixture.view), 1);
         assert_eq!(Rc::strong_count(&fixture.vm), 2);
     }
+
+    #[test]
+    fn an_offset_near_the_largest_number_is_beyond_the_file_and_binds_nothing() {
+        let machine = FakeMachine::new(32);
+        let fixture = fixture(&machine, TYPE_PROTECTED, 3);
+        // Where the sum is negative as a signed number, where it is just not, and where it wraps.
+        for offset in [i64::MAX as u64 & !(PAGE - 1), (1 << 63) - 8 * PAGE, 1 << 63, !(PAGE - 1)] {
+            for memory_size in [PAGE, 8 * PAGE] {
+                let request = RegionRequest { guest_memfd_offset: offset, memory_size, ..request() };
+                assert_eq!(fixture.set(request), Err(Errno::EINVAL), "{offset:#x}");
+            }
+        }
+        assert!(fixture.view.bound_slots(&(0..u64::MAX)).is_empty());
+        fixture.set(request()).unwrap();
+    }
 }

@@ -187,7 +187,9 @@ mod tests {
     use crate::addr::Pfn;
     use crate::hypervisor::Mapping;
     use crate::testing::{HYP_START, PRIVATE, RAM_PAGES, RAM_START, TestMachine, World};
+    use abi::VmFlags;
     use abi::host::HostCall;
+    use abi::page::{Permissions, Pool};
 
     #[test]
     fn at_boot_the_host_reaches_everything_but_the_hypervisor_and_what_is_withheld() {
@@ -270,5 +272,39 @@ mod tests {
         assert_eq!(own, Ok(crate::testing::HYP_PAGES + 2));
         let foreign = audit_with(HYP_START + crate::testing::HYP_PAGES, page(RAM_START), Rights::ReadOnly);
         assert!(matches!(foreign, Err(AuditError::NotOwned(..))), "{foreign:?}");
+    }
+
+    #[test]
+    fn a_page_of_the_hypervisors_is_refused_by_every_call_and_stays_as_it_is() {
+        let world = World::new();
+        let vm = world.protected_vm();
+        let open = world.vm(VmFlags::default(), 0x1100, 8);
+        world.ok(HostCall::PoolTopUp { pool: Pool::Tables, pfn: RAM_START + 0x1200, pages: 2 });
+        world.ok(HostCall::PoolTopUp { pool: Pool::Metadata, pfn: RAM_START + 0x1210, pages: 2 });
+        let before = (world.snapshot(), world.hyp.records.used());
+        let (text, data) = (HYP_START, HYP_START + 0x20);
+        let roots = [0x1000, 0x1100].map(|root| RAM_START + root);
+        let given = [0x1004, 0x1200, 0x1210].map(|page| RAM_START + page);
+        for pfn in [text, data].into_iter().chain(roots).chain(given) {
+            let (pages, permissions) = (1, Permissions::ALL);
+            let calls = [
+                HostCall::PoolTopUp { pool: Pool::Tables, pfn, pages },
+                HostCall::PoolTopUp { pool: Pool::Metadata, pfn, pages },
+                HostCall::VmTopUp { vm, pfn, pages },
+                HostCall::ShareHyp { pfn, pages },
+                HostCall::UnshareHyp { pfn, pages },
+                HostCall::DonateGuest { vm, pfn, gfn: 0, pages },
+                HostCall::ShareGuest { vm: open, pfn, gfn: 0, pages, permissions },
+                HostCall::ForceReclaim { pfn, pages },
+                HostCall::VmCreate { flags: VmFlags::default(), root: pfn },
+            ];
+            for call in calls {
+                assert_eq!(world.call(call).outcome, Err(abi::Error::Permission), "{call:x?}");
+            }
+            let query = world.call(HostCall::QueryPage { pfn });
+            assert_eq!(query.host_state(), Some(HostState::NoPage));
+        }
+        assert_eq!((world.snapshot(), world.hyp.records.used()), before);
+        world.check();
     }
 }
