@@ -129,3 +129,39 @@ fn no_host_call_takes_an_address_in_the_hypervisor_or_the_host() {
         }
     }
 }
+
+#[test]
+fn every_known_defect_that_applies_has_a_test_that_exists() {
+    const DEFECTS: &str = include_str!("../../docs/known-defects.md");
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let exists = |test: &str| {
+        let (file, name) = test.split_once("::").unwrap_or((test, ""));
+        let text = std::fs::read_to_string(root.join(file)).unwrap_or_default();
+        match name {
+            "" => !text.is_empty(),
+            // Some tests are made by a macro, out of a name and a word.
+            _ if file.ends_with(".rs") => {
+                text.contains(&format!("#[test]\n    fn {name}()"))
+                    || text.contains(&format!("#[test]\nfn {name}()"))
+                    || text.contains(&format!("\n    {name}: \""))
+            }
+            _ => text.contains(&format!("\n    \"{name}\",")),
+        }
+    };
+    let rows = DEFECTS.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| behaviour"));
+    let mut count = 0;
+    for row in rows {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let &[behaviour, applies, tests] = &cells[..] else { panic!("three cells: {row}") };
+        let named: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
+        for test in &named {
+            assert!(exists(test), "{behaviour}: there is no {test}");
+        }
+        let does_not_apply = applies.starts_with("no: ") && tests == "-";
+        assert!(does_not_apply || !named.is_empty() || tests.starts_with("nothing: "), "{behaviour}");
+        assert!(["yes", "in part: ", "no: ", "unknown"].iter().any(|word| applies.starts_with(word)));
+        count += 1;
+    }
+    println!("{count} known defects");
+    assert!(count > 80, "the tables are read");
+}
