@@ -242,19 +242,28 @@ fn by(stage: &Arc<Stage>, cpu: usize, ops: Vec<Op>, vcpu: u8) -> Box<dyn FnOnce(
 pub fn explore(pair: &Pair, schedules: usize, seed: u64) -> Result<(), String> {
     let random = RandomScheduler::new_from_seed(seed, schedules / 2);
     let few = PctScheduler::new_from_seed(seed, DEPTH, schedules - schedules / 2);
-    run(random, pair).and_then(|()| run(few, pair)).map_err(|what| {
+    let (one, other) = (*pair, *pair);
+    let played = run(random, move || play(&one)).and_then(|()| run(few, move || play(&other)));
+    played.map_err(|what| {
         format!("{}\nto see it again: DEED_PAIR='{}' DEED_SEED={seed}", tell(pair, &what), pair.name())
     })
 }
 
-fn run(scheduler: impl Scheduler + 'static, pair: &Pair) -> Result<(), String> {
+/// Plays what is no pair of the specification's calls, under so many random schedules.
+///
+/// # Errors
+/// What the first that goes wrong says.
+pub fn under_schedules(play: fn(), schedules: usize, seed: u64) -> Result<(), String> {
+    run(RandomScheduler::new_from_seed(seed, schedules), play)
+}
+
+fn run(scheduler: impl Scheduler + 'static, play: impl Fn() + Send + Sync + 'static) -> Result<(), String> {
     let mut config = shuttle::Config::new();
     config.stack_size = 1 << 20;
     config.failure_persistence = shuttle::FailurePersistence::None;
     config.silence_warnings = true;
-    let of_this = *pair;
     let runner = shuttle::Runner::new(scheduler, config);
-    let played = catch_unwind(AssertUnwindSafe(|| runner.run(move || play(&of_this))));
+    let played = catch_unwind(AssertUnwindSafe(|| runner.run(play)));
     played.map(drop).map_err(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));

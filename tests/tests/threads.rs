@@ -7,8 +7,11 @@
 #![cfg(deed_shuttle)]
 
 use abi::page::{Permissions, Pool};
-use deed_tests::threads::{Op, Pair, Start, explore};
+use abi::{Error, HostCall};
+use deed_tests::threads::{Op, Pair, Start, explore, under_schedules};
+use hyp::testing::{PROTECTED, World, become_cpu};
 use spec::{Call, Run};
+use std::sync::Arc;
 
 /// Schedules of a pair on a push, in each of its states; `DEED_SCHEDULES` asks for another number.
 const SCHEDULES: usize = 200;
@@ -165,4 +168,49 @@ starts! {
     two_calls_on_a_page_that_a_dying_guest_shares_are_in_order: "shared-by-the-dying",
     two_calls_about_a_dying_guest_without_pages_are_in_order: "left-by-the-dying",
     two_calls_on_a_page_lent_to_a_dying_guest_are_in_order: "lent-to-the-dying",
+}
+
+/// One CPU makes the first vCPU of a protected VM while another asks for a register of it, starts it and runs it.
+fn make_a_vcpu_and_use_it() {
+    const ENTRY: u64 = 0x8000_0040;
+    become_cpu(0);
+    let world = Arc::new(World::cold(0x40));
+    let vm = world.vm(PROTECTED, 0x1000, 2);
+    world.hyp.machine().interleave(true);
+    let other = Arc::clone(&world);
+    let used = shuttle::thread::spawn(move || {
+        become_cpu(1);
+        other.hyp.machine().push_step(|context| {
+            assert_eq!((context.pc, context.x(0), context.x(1)), (ENTRY, 7, 0));
+            hyp::vm::context::Trap::Irq
+        });
+        [
+            HostCall::VcpuGetReg { vm, vcpu: 0, register: 0 },
+            HostCall::VcpuSetBoot { vm, vcpu: 0, pc: ENTRY, x0: 7 },
+            HostCall::VcpuRun { vm, vcpu: 0, values: [0; 4] },
+        ]
+        .map(|call| other.call(call).outcome)
+    });
+    assert_eq!(world.call(HostCall::VcpuCreate { vm, vcpu: 0 }).outcome, Ok(()));
+    let used = used.join().expect("a CPU that fails has ended the execution");
+    world.hyp.machine().interleave(false);
+    let [register, boot, run] = used;
+    let absent = Err(Error::NoEntry);
+    assert!(register == absent || register == Err(Error::Permission), "{used:?}");
+    let in_order = match (register, boot) {
+        (Err(Error::NoEntry), Err(Error::NoEntry)) => run == absent || run == Err(Error::Again),
+        (_, Ok(())) => run == Ok(()),
+        _ => false,
+    };
+    assert!(in_order, "{used:?}");
+    world.check();
+}
+
+#[test]
+fn a_vcpu_that_is_being_made_is_there_whole_or_not_at_all() {
+    let schedules = number("DEED_SCHEDULES").map_or(SCHEDULES, |schedules| schedules as usize);
+    let seed = number("DEED_SEED").unwrap_or(1);
+    if let Err(what) = under_schedules(make_a_vcpu_and_use_it, 10 * schedules, seed) {
+        panic!("{what}");
+    }
 }
