@@ -163,17 +163,17 @@ impl HypSpace {
         let everything = Vpn::new(0).and_then(|first| Pages::new(first, private.as_u64()));
         let Some(everything) = everything else { return Err(AuditError::Empty) };
         for run in self.table.runs(machine, everything) {
-            let Some(mapped) = run.entry() else { continue };
+            let Some(first) = run.entry() else { continue };
             pages = pages.saturating_add(run.pages().count());
-            for offset in 0..run.pages().count() {
-                let Some(pfn) = mapped.pfn.checked_add(offset) else { continue };
-                let is_memory = memory.contains(pfn);
+            for (offset, page) in (0..).zip(run.pages().iter()) {
+                let Some(pfn) = first.pfn.checked_add(offset) else { continue };
+                let mapped = Mapped { pfn, ..first };
                 let owner = host.table.entry(machine, pfn.identity());
-                match (mapped.rights == Rights::Device, is_memory) {
-                    (true, true) => return Err(AuditError::DeviceInMemory(run.pages().start(), mapped)),
+                match (mapped.rights == Rights::Device, memory.contains(pfn)) {
+                    (true, true) => return Err(AuditError::DeviceInMemory(page, mapped)),
                     (true, false) => {}
                     (false, _) if owner == Some(Entry::Owned(Owner::Hyp)) => {}
-                    (false, _) => return Err(AuditError::NotOwned(run.pages().start(), mapped)),
+                    (false, _) => return Err(AuditError::NotOwned(page, mapped)),
                 }
             }
         }

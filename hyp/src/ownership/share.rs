@@ -236,7 +236,7 @@ mod tests {
     use crate::pgtable::stage2::Borrowers;
     use crate::testing::{PROTECTED, RAM_START, World};
     use abi::host::HostCall;
-    use abi::page::MAX_BORROWERS;
+    use abi::page::{MAX_BORROWERS, Pool};
     use abi::{Error as Code, HostState, VmFlags, VmHandle};
 
     const PFN: u64 = RAM_START + 7;
