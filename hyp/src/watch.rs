@@ -59,8 +59,8 @@ pub(crate) enum Asked {
     TeardownStart(VmHandle),
     /// VM_TEARDOWN_FINISH, before the first page goes back.
     TeardownFinish(VmHandle),
-    /// VM_TEARDOWN_FINISH, for one page that the host had given to the VM.
-    GiveBack(VmHandle, Pfn),
+    /// VM_TEARDOWN_FINISH, for pages that the host had given to the VM and gets back in one step.
+    GiveBack(VmHandle, Pages<Pfn>),
 }
 
 /// The components whose locks are held.

@@ -74,8 +74,8 @@ impl<M: Machine> Hypervisor<M> {
         unit(result.map_err(HostResult::refused))
     }
 
-    /// Gives back the pages that the host gave for a VM's tables, some each time; at the last the VM and its
-    /// handle are gone. Returns the number of pages and how many are left.
+    /// Gives back the pages that the host gave for a VM's tables, some each time; with the root the VM and its
+    /// handle go, so that a VM that is there has its tables. Returns the number of pages and how many are left.
     #[inline(never)]
     pub(crate) fn vm_teardown_finish(&self, handle: VmHandle) -> HostResult {
         let mut host = self.host.lock();
@@ -90,27 +90,34 @@ impl<M: Machine> Hypervisor<M> {
             (None, Ok(())) => return HostResult::refused(Error::NoEntry),
         };
         let mut done = 0u64;
-        while done < PAGES_PER_CALL && vm.given > 0 {
-            let Some(page) = vm.next_page(&self.machine) else {
-                crate::broken("a page that a host gave to a VM is lost");
+        loop {
+            let Some(pages) = vm.next_pages(&self.machine) else {
+                crate::broken("a VM's root leaves the address space");
             };
+            let after = done.saturating_add(pages.count());
+            if after > PAGES_PER_CALL {
+                return HostResult::ok(&[done, vm.given]);
+            }
+            let is_last = vm.given <= pages.count();
+            if is_last != (pages.start() == vm.space.table.root()) {
+                crate::broken("a page that a host gave to a VM is lost");
+            }
             let held = Held { host: Some(&host), hyp: Some(&hyp), vm: Some(&vm) };
-            let watch = Watch::begin(self, Asked::GiveBack(handle, page), held);
-            let release = || vm.release_page(&self.machine);
-            let result = donate::hyp_to_host(&self.machine, &self.memory, &mut host, &mut hyp, page, release);
+            let watch = Watch::begin(self, Asked::GiveBack(handle, pages), held);
+            let release = || vm.release_pages(&self.machine);
+            let result = donate::hyp_to_host(&self.machine, &self.memory, &mut host, &mut hyp, pages, release);
             let held = Held { host: Some(&host), hyp: Some(&hyp), vm: Some(&vm) };
-            watch.end(self, held, Answer::from(&result.map(|()| 1)));
+            watch.end(self, held, Answer::from(&result.map(|()| pages.count())));
             if let Err(error) = result {
                 return if done > 0 { HostResult::ok(&[done, vm.given]) } else { error.into() };
             }
-            vm.given = vm.given.saturating_sub(1);
-            done = done.saturating_add(1);
+            done = after;
+            if is_last {
+                vm.remove(&self.records);
+                return HostResult::ok(&[done, 0]);
+            }
+            vm.given = vm.given.saturating_sub(pages.count());
         }
-        let left = vm.given;
-        if left == 0 {
-            vm.remove(&self.records);
-        }
-        HostResult::ok(&[done, left])
     }
 
     /// Takes the root of a new VM from the host, and a record for the VM.
@@ -142,7 +149,7 @@ mod tests {
     use super::*;
     use crate::testing::{PROTECTED, RAM_START, World};
     use abi::HostState;
-    use abi::host::HostCall;
+    use abi::host::{HostCall, VM_ROOT_PAGES};
     use abi::page::Pool;
 
     #[test]
@@ -179,6 +186,46 @@ mod tests {
         world.check();
         assert_eq!(world.census().host, before.host + 2, "the root came back too");
         assert!(world.host_reads(0x1200) && world.host_reads(0x13ff));
+    }
+
+    /// The number of pages that one call gives back is no divisor of what there is, whatever there is.
+    #[test]
+    fn a_vm_that_is_there_has_its_root() {
+        for tables in 0..2 * PAGES_PER_CALL {
+            let world = World::new();
+            let before = world.census();
+            let vm = world.vm(PROTECTED, 0x1000, tables);
+            world.ok(HostCall::VmTeardownStart { vm });
+            let mut back = 0;
+            loop {
+                let finish = world.call(HostCall::VmTeardownFinish { vm });
+                assert_eq!(finish.outcome, Ok(()));
+                back += finish.values[0];
+                if finish.values[1] == 0 {
+                    break;
+                }
+                assert_eq!(finish.values[1], tables + VM_ROOT_PAGES - back);
+                assert_eq!(world.host_state(0x1000), Some(HostState::NoPage), "{tables} tables, {back} back");
+                let reclaim = HostCall::ReclaimGuest { vm, gfn: 0, pages: 1 };
+                assert_eq!(world.call(reclaim).outcome, Err(Error::NoEntry), "its tables are looked at");
+                world.check();
+            }
+            assert_eq!((back, world.census()), (tables + VM_ROOT_PAGES, before));
+            world.check();
+        }
+    }
+
+    #[test]
+    fn a_vm_whose_end_has_begun_does_not_keep_the_others_from_being_wiped() {
+        let world = World::new();
+        let dying = world.vm(PROTECTED, 0x1000, PAGES_PER_CALL - 1);
+        let alive = world.vm(PROTECTED, 0x1100, 16);
+        world.fill(0);
+        world.ok(HostCall::DonateGuest { vm: alive, pfn: RAM_START, gfn: 0, pages: 1 });
+        world.ok(HostCall::VmTeardownStart { vm: dying });
+        world.ok(HostCall::VmTeardownFinish { vm: dying });
+        assert_eq!(world.hyp.wipe_all_guests(), 1);
+        assert!(world.is_wiped(0));
     }
 
     #[test]

@@ -183,11 +183,13 @@ impl View {
             vm.pages = counted as u16;
             self.uncounted = real.space.pages - counted;
         }
-        if let Asked::GiveBack(_, pfn) = asked {
-            // Which VM's page it is, the tables do not say.
-            let page = &mut self.before.pages[self.window.index_of(pfn.as_u64())];
-            if page.host == HostEntry::Hyp(Use::Pool) {
-                page.host = HostEntry::Hyp(Use::Vm(0));
+        if let Asked::GiveBack(_, pages) = asked {
+            // Whose pages they are, the tables do not say.
+            for pfn in pages.iter() {
+                let page = &mut self.before.pages[self.window.index_of(pfn.as_u64())];
+                if page.host == HostEntry::Hyp(Use::Pool) {
+                    page.host = HostEntry::Hyp(Use::Vm(0));
+                }
             }
         }
         // Both sides of what a guest has are known only with both locks.
@@ -331,8 +333,7 @@ fn about(asked: Asked) -> (Option<VmHandle>, Option<Pages<Pfn>>, Option<Pages<Gf
         Asked::Pin(page) | Asked::Unpin(page) | Asked::QueryPage(page) => {
             (None, Some(Pages::one(page)), None)
         }
-        Asked::VmTopUp(vm, pages) => (Some(vm), Some(pages), None),
-        Asked::GiveBack(vm, page) => (Some(vm), Some(Pages::one(page)), None),
+        Asked::VmTopUp(vm, pages) | Asked::GiveBack(vm, pages) => (Some(vm), Some(pages), None),
         Asked::DonateGuest(vm, pfns, gfns) | Asked::ShareGuest(vm, pfns, gfns, _) => {
             (Some(vm), Some(pfns), Some(gfns))
         }

@@ -142,8 +142,9 @@ impl fmt::Display for Subject {
             Asked::Pin(page) | Asked::Unpin(page) | Asked::QueryPage(page) => {
                 write!(f, " of {}", run("page", Pages::one(page)))
             }
-            Asked::VmTopUp(vm, pages) => write!(f, " of {vm:?}: {}", run("page", pages)),
-            Asked::GiveBack(vm, page) => write!(f, " of {vm:?}: {}", run("page", Pages::one(page))),
+            Asked::VmTopUp(vm, pages) | Asked::GiveBack(vm, pages) => {
+                write!(f, " of {vm:?}: {}", run("page", pages))
+            }
             Asked::DonateGuest(vm, pfns, gfns) | Asked::ShareGuest(vm, pfns, gfns, _) => {
                 write!(f, " of {} to {vm:?} as {}", run("page", pfns), run("guest page", gfns))
             }

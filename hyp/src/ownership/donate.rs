@@ -79,24 +79,23 @@ pub fn host_to_hyp_with<M: Machine, R>(
     Ok((pages, reserved))
 }
 
-/// Gives one of the hypervisor's pages back to the host, wiped. `release` takes it out of use, once it is sure that
-/// it goes.
+/// Gives pages of the hypervisor's back to the host, wiped: one, or a few that belong together. `release` takes them
+/// out of use, once it is sure that they go.
 ///
 /// # Errors
-/// The hypervisor does not own the page, or table pages are lacking.
+/// The hypervisor does not own all of them, they cross the end of a chunk, or table pages are lacking.
 pub fn hyp_to_host<M: Machine>(
     machine: &M,
     memory: &MemoryMap,
     host: &mut Host,
     hyp: &mut HypSpace,
-    page: Pfn,
+    pages: Pages<Pfn>,
     release: impl FnOnce(),
 ) -> Result<(), Error> {
-    let pages = Pages::one(page);
     // Check.
     memory.check(pages)?;
     let run = host.check_says(machine, pages, Entry::Owned(Owner::Hyp))?;
-    let shown = Some(Mapped { pfn: page, rights: Rights::ReadWrite });
+    let shown = Some(Mapped { pfn: pages.start(), rights: Rights::ReadWrite });
     let mapping = hyp.table.expect(machine, pages.identity_va(), shown).map_err(HypDiffers)?;
     // Reserve.
     let tables = run.tables_needed().saturating_add(mapping.tables_needed());
@@ -104,7 +103,7 @@ pub fn hyp_to_host<M: Machine>(
     // Commit.
     release();
     hyp.table.change(machine, mapping, &mut host.pool, None);
-    machine.wipe(page);
+    pages.iter().for_each(|page| machine.wipe(page));
     host.give(machine, run, Sharing::Owned);
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The simulated machine under the core: [`Machine`] over `sim::Sim`. Threads are its CPUs.
 //!
-//! Each operation asserts what the core owes it: that the writing CPU holds the lock of a table's owner, and that a
-//! change is published before its translations are dropped.
+//! Each operation asserts what the core owes it: that EL2 maps the table that is read or written, that the writing
+//! CPU holds the lock of a table's owner, and that a change is published before its translations are dropped.
 
 use super::{RAM_PAGES, RAM_START};
 use crate::addr::{Gfn, Pages, Pfn, PhysAddr, Vpn};
@@ -12,7 +12,7 @@ use core::cell::Cell;
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicBool;
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 #[cfg(deed_shuttle)]
 use shuttle::thread_local;
@@ -54,6 +54,10 @@ pub struct TestMachine {
     steps: AtomicU64,
     /// Some tree is in use. Before that nobody's lock is asked for: at boot there is one CPU.
     adopted: AtomicBool,
+    /// EL2's own tables, once they are in use.
+    el2: OnceLock<sim::El2Stage1>,
+    /// Pages of RAM that were found mapped at EL2 and not taken out of its tables since.
+    reachable: Vec<AtomicBool>,
     /// Syndromes of SErrors that were made pending for the host.
     serrors: Mutex<Vec<u64>>,
     /// What [`Machine::record_memory`] has shown.
@@ -89,6 +93,8 @@ impl TestMachine {
             scripts: Default::default(),
             interleaved: AtomicBool::new(false),
             adopted: AtomicBool::new(false),
+            el2: OnceLock::new(),
+            reachable: (0..RAM_PAGES).map(|_| AtomicBool::new(false)).collect(),
             steps: AtomicU64::new(0),
             serrors: Mutex::default(),
             records: Mutex::default(),
@@ -112,6 +118,28 @@ impl TestMachine {
     /// From now on other CPUs may go on before each step, or not.
     pub fn interleave(&self, interleaved: bool) {
         self.interleaved.store(interleaved, Ordering::Relaxed);
+    }
+
+    /// The note whether EL2 reaches a page of RAM.
+    fn reach(&self, page: u64) -> Option<&AtomicBool> {
+        self.reachable.get(usize::try_from(page.checked_sub(RAM_START)?).ok()?)
+    }
+
+    /// EL2 maps the table that it reads or writes: on hardware it would take an abort otherwise. Before its tables
+    /// are in use it runs without translation.
+    #[track_caller]
+    fn check_reach(&self, at: PhysAddr) {
+        let Some(el2) = self.el2.get() else { return };
+        let page = at.as_u64() >> crate::addr::PAGE_SHIFT;
+        let reach = self.reach(page);
+        if reach.is_some_and(|reach| reach.load(Ordering::Relaxed)) {
+            return;
+        }
+        let mapped = self.sim.walk_el2(*el2, at.as_u64()).is_ok();
+        assert!(mapped, "EL2 has no mapping of page {page:#x}, a table that it uses");
+        if let Some(reach) = reach {
+            reach.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Whoever writes to a table that is in use holds the lock of the table's owner.
@@ -184,13 +212,16 @@ fn bytes(pages: u64) -> u64 {
 }
 
 impl Machine for TestMachine {
+    #[track_caller]
     fn read_descriptor(&self, at: PhysAddr) -> u64 {
+        self.check_reach(at);
         self.step().load64(at.as_u64())
     }
 
     #[track_caller]
     fn write_descriptor(&self, at: PhysAddr, value: u64) {
         self.check_lock(at);
+        self.check_reach(at);
         self.step().write_desc(at.as_u64(), value);
     }
 
@@ -215,11 +246,17 @@ impl Machine for TestMachine {
             Tree::Hyp(root) => (root, sim::TableKind::El2 { va_bits: input_bits }),
         };
         self.adopted.store(true, Ordering::Relaxed);
+        if let Tree::Hyp(root) = tree {
+            let _ = self.el2.set(sim::El2Stage1 { root: root.base().as_u64(), va_bits: input_bits });
+        }
         self.step().table_root(root.base().as_u64(), kind);
     }
 
     fn invalidate_hyp(&self, pages: Pages<Vpn>) {
         self.check_published(sim::Regime::El2);
+        for reach in pages.iter().filter_map(|page| self.reach(page.as_u64())) {
+            reach.store(false, Ordering::Relaxed);
+        }
         self.step().tlbi_hyp_va(this_cpu(), pages.start().base().as_u64(), bytes(pages.count()));
     }
 

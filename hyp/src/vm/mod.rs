@@ -77,8 +77,6 @@ pub struct Vm {
     claimed: usize,
     /// Teardown has dropped the VM's translations.
     flushed: bool,
-    /// Teardown has put the root among the pages to give back.
-    root_released: bool,
 }
 
 impl Vm {
@@ -96,7 +94,6 @@ impl Vm {
             created: 0,
             claimed: 0,
             flushed: false,
-            root_released: false,
         }
     }
 
@@ -206,26 +203,24 @@ impl Vm {
         Ok(())
     }
 
-    /// The next page to give back: what the pool holds, then the tables, the root last. `None` at the end.
-    pub(crate) fn next_page<M: Machine>(&self, machine: &M) -> Option<Pfn> {
-        let table = || self.space.table.lowest_table(machine).unwrap_or(self.space.table.root());
-        self.space.cache.top().or_else(|| (!self.root_released).then(table))
+    /// The next pages to give back: one that the pool holds, then a table, at last the root, all of it at once.
+    pub(crate) fn next_pages<M: Machine>(&self, machine: &M) -> Option<Pages<Pfn>> {
+        let table = &self.space.table;
+        match self.space.cache.top().or_else(|| table.lowest_table(machine)) {
+            Some(page) => Some(Pages::one(page)),
+            None => Pages::new(table.root(), table.root_pages()),
+        }
     }
 
-    /// Takes the page that [`next_page`](Self::next_page) tells out of use. The first time, the VM's translations
-    /// are dropped, and nothing of it grows any more.
-    pub(crate) fn release_page<M: Machine>(&mut self, machine: &M) {
+    /// Takes the pages that [`next_pages`](Self::next_pages) tells out of use. The first time, the VM's translations
+    /// are dropped, and nothing of it grows any more. The root is out of use then.
+    pub(crate) fn release_pages<M: Machine>(&mut self, machine: &M) {
         if !self.flushed {
             machine.retire_stage2(self.id());
             self.flushed = true;
         }
-        if self.space.cache.pop(machine).is_some() || self.space.table.unlink_table(machine).is_some() {
-            return;
-        }
-        self.root_released = true;
-        let root = Pages::new(self.space.table.root(), self.space.table.root_pages());
-        if let Some(rest) = root.and_then(|root| root.advanced(1)) {
-            self.space.cache.extend(machine, rest);
+        if self.space.cache.pop(machine).is_none() {
+            let _is_root = self.space.table.unlink_table(machine).is_none();
         }
     }
 }
