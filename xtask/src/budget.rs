@@ -61,17 +61,3 @@ pub(crate) const ALLOWANCES: &[Allowance] = &[
     row("memory kept for the hypervisor, 1 GiB, bytes", Some(12 << 20), Some(1 << 20), Some("827392")),
     row("memory kept for the hypervisor, 16 GiB, bytes", Some(102 << 20), Some(1 << 20), Some("827392")),
 ];
-
-/// Defects that are known: rows above pKVM's figure, and how much they may cost until they are mended. A row that
-/// costs more than this has got worse; one that no longer needs its place here is to be taken out.
-pub(crate) const KNOWN: &[(&str, u64)] = &[
-    ("host share hyp, one page", 670),
-    ("host unshare hyp, one page", 580),
-    ("refused unshare", 420),
-    ("EL2 code, bytes", 155_648),
-];
-
-/// How much a row may cost where known defects are accepted: what is written above, if anything is.
-pub(crate) fn known(operation: &str) -> Option<u64> {
-    KNOWN.iter().find(|(name, _)| *name == operation).map(|(_, most)| *most)
-}

@@ -23,7 +23,7 @@ use aarch64_cpu::registers::{HCR_EL2, Readable};
 use arrayvec::ArrayVec;
 use core::arch::global_asm;
 use core::fmt;
-use core::mem::size_of;
+use core::mem::{size_of, take};
 use spin::Once;
 
 /// CurrentEL of EL2.
@@ -151,9 +151,9 @@ fn build(tree: u64) -> Result<Start, Refusal> {
     let blob = device_tree(tree).ok_or(Refusal::NoTree(tree))?;
     let tree = Region::new(tree, blob.len() as u64).ok_or(Refusal::NoTree(tree))?;
     let deed = Region::of_pages(layout::image());
-    let plan = boot::plan(blob, tree, deed, read_header)?;
+    let mut plan = boot::plan(blob, tree, deed, read_header)?;
     let features = Features::probe();
-    let setup = setup(&plan, &features).ok_or(Refusal::NoRoomInSetup)?;
+    let setup = setup(&mut plan, &features).ok_or(Refusal::NoRoomInSetup)?;
     let entry = plan.host.start();
     if let Some(nonce) = plan.nonce {
         verdict::set_nonce(nonce);
@@ -209,10 +209,10 @@ fn read_header(at: u64) -> Option<[u8; HEADER_SIZE]> {
     early::map(at.checked_add(HEADER_SIZE as u64)?, Kind::Memory).ok()?;
     i::dsb_ishst();
     i::isb();
-    let header = at as *const [u8; HEADER_SIZE];
-    // SAFETY: the two calls above mapped the blocks of its first and last byte as memory; an array of bytes
-    // needs no alignment; nobody writes there.
-    let bytes = unsafe { header.read_volatile() };
+    let mut bytes = [0; HEADER_SIZE];
+    // SAFETY: the two calls above mapped the blocks of its first and last byte as memory; bytes need no
+    // alignment; nobody writes there, and it is not on this stack.
+    unsafe { core::ptr::copy_nonoverlapping(at as *const u8, bytes.as_mut_ptr(), HEADER_SIZE) };
     // The host starts with its caches off: leave no line of its image behind.
     cache::clean_and_invalidate(at, HEADER_SIZE as u64);
     Some(bytes)
@@ -245,8 +245,8 @@ fn rewrite_tree(plan: Plan<'_>, tree: Region) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What the core builds its tables from.
-fn setup(plan: &Plan<'_>, features: &Features) -> Option<Setup> {
+/// What the core builds its tables from: the plan's pages, which nobody else looks at.
+fn setup(plan: &mut Plan<'_>, features: &Features) -> Option<Setup> {
     let mut hyp_map = ArrayVec::new();
     let mut add = |pages: Pages<Pfn>, rights: Rights| {
         hyp_map.try_push(Mapping { va: pages.start().identity_va(), pages, rights }).ok()
@@ -261,10 +261,10 @@ fn setup(plan: &Plan<'_>, features: &Features) -> Option<Setup> {
     add(layout::metadata(), Rights::ReadWrite)?;
     add(Pages::one(Pfn::containing(PhysAddr::new(console::UART_BASE)?)), Rights::Device)?;
     Some(Setup {
-        ram: plan.ram.clone(),
-        no_map: plan.no_map.clone(),
+        ram: take(&mut plan.ram),
+        no_map: take(&mut plan.no_map),
         hyp: layout::image(),
-        withheld: plan.withheld.clone(),
+        withheld: take(&mut plan.withheld),
         ipa_bits: features.pa_bits().min(MAX_IPA_BITS),
         force_write_back: features.fwb,
         hyp_map,

@@ -107,6 +107,7 @@ pub fn init() {
 }
 
 /// Writes one line in the panic path, even where the panicking CPU holds the lock.
+#[inline(never)]
 pub fn emergency_line(line: fmt::Arguments<'_>) {
     let guard = UART.try_lock();
     let _ = writeln!(Uart, "[deed] {line}");

@@ -75,6 +75,7 @@ pub struct OutOfReach;
 /// Maps the 2 MiB block that an address lies in. Mapping a block again changes nothing.
 ///
 /// The new translation is usable after [`super::instructions::dsb_ishst`] and an ISB.
+#[inline(never)]
 pub fn map(address: u64, kind: Kind) -> Result<(), OutOfReach> {
     if address >> ADDRESS_BITS != 0 {
         return Err(OutOfReach);

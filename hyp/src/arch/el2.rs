@@ -123,6 +123,7 @@ impl Machine for El2 {
         i::isb();
     }
 
+    #[inline(never)]
     fn wipe(&self, page: Pfn) {
         note(EventKind::Wipe, 0, page.base().as_u64(), 1, 0);
         fixmap::with_page(page, |start| {

@@ -61,6 +61,7 @@ linker_symbols! {
     metadata: __metadata_start .. __metadata_end;
 }
 
+#[inline(never)]
 fn span(start: usize, end: usize) -> Pages<Pfn> {
     let (start, end) = (start as u64, end as u64);
     Pages::from_raw(start / PAGE_SIZE, (end - start) / PAGE_SIZE)

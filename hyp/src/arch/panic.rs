@@ -57,6 +57,18 @@ const VECTORS: [&str; 16] = [
     "SError, host in AArch32",
 ];
 
+/// Registers in a line of the report.
+const REGISTERS_IN_ROW: usize = 4;
+
+/// Values of registers, side by side.
+struct Row<'a>(&'a [u64]);
+
+impl fmt::Display for Row<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|value| write!(f, " {value:016x}"))
+    }
+}
+
 /// Code addresses that a stack is searched for: how many are printed, and over how many words.
 const BACKTRACE_LINES: usize = 16;
 const BACKTRACE_WORDS: u64 = 1024;
@@ -84,8 +96,8 @@ pub(super) extern "C" fn report_fatal(frame: &FatalFrame) -> ! {
     let what = if overflow { "stack overflow" } else { "unexpected exception" };
     say_panic(format_args!("{what} ({vector})"));
     say_exception_registers();
-    for (row, values) in frame.x.chunks(4).enumerate() {
-        console::emergency_line(format_args!("  x{:<2} {values:016x?}", row * 4));
+    for (row, values) in frame.x.chunks(REGISTERS_IN_ROW).enumerate() {
+        console::emergency_line(format_args!("  x{:<2}{}", row * REGISTERS_IN_ROW, Row(values)));
     }
     console::emergency_line(format_args!("  sp  {:#018x}", frame.sp));
     say_ownership(FAR_EL2.get());

@@ -16,7 +16,7 @@
     b       fatal_exception
     .endm
 
-    .pushsection .text.host_vectors, "ax", %progbits
+    .pushsection .vectors, "ax", %progbits
     .balign 2048
     .globl  host_vectors
 host_vectors:
@@ -40,6 +40,7 @@ host_vectors:
     fatal_vector 14
     .balign 0x80
     b       host_serror_entry
+    .popsection
 
     .macro  save_host
     sub     sp, sp, #FRAME_SIZE
@@ -60,6 +61,7 @@ host_vectors:
     .endm
 
 /* A physical SError is routed to EL2 while a virtual one is pending for the host: it joins that one. */
+    .pushsection .text.entry, "ax", %progbits
     .balign 64
 host_serror_entry:
     save_host
@@ -76,7 +78,23 @@ host_synchronous:
     cmp     x2, #EC_HVC64
     b.ne    1f
     bl      {host_hvc}
-    b       return_to_host
+return_to_host:
+    ldp     x0, x1, [sp, #8 * 0]
+    ldp     x2, x3, [sp, #8 * 2]
+    ldp     x4, x5, [sp, #8 * 4]
+    ldp     x6, x7, [sp, #8 * 6]
+    ldp     x8, x9, [sp, #8 * 8]
+    ldp     x10, x11, [sp, #8 * 10]
+    ldp     x12, x13, [sp, #8 * 12]
+    ldp     x14, x15, [sp, #8 * 14]
+    ldp     x16, x17, [sp, #8 * 16]
+    ldr     x18, [sp, #8 * 18]
+    ldr     x30, [sp, #8 * 30]
+    add     sp, sp, #FRAME_SIZE
+    eret
+    dsb     nsh                             // Never reached: keeps speculation from going on behind ERET.
+    isb
+
 1:  cmp     x2, #EC_SMC64
     b.ne    2f
     bl      {host_smc}
@@ -94,22 +112,7 @@ host_synchronous:
     ldp     x25, x26, [sp, #8 * 25]
     ldp     x27, x28, [sp, #8 * 27]
     ldr     x29, [sp, #8 * 29]
-return_to_host:
-    ldp     x0, x1, [sp, #8 * 0]
-    ldp     x2, x3, [sp, #8 * 2]
-    ldp     x4, x5, [sp, #8 * 4]
-    ldp     x6, x7, [sp, #8 * 6]
-    ldp     x8, x9, [sp, #8 * 8]
-    ldp     x10, x11, [sp, #8 * 10]
-    ldp     x12, x13, [sp, #8 * 12]
-    ldp     x14, x15, [sp, #8 * 14]
-    ldp     x16, x17, [sp, #8 * 16]
-    ldr     x18, [sp, #8 * 18]
-    ldr     x30, [sp, #8 * 30]
-    add     sp, sp, #FRAME_SIZE
-    eret
-    dsb     nsh                             // Never reached: keeps speculation from going on behind ERET.
-    isb
+    b       return_to_host
 
 /*
  * Reports a fatal exception. x0 = which vector; the x0 of the exception is in TPIDR_EL1. The first CPU to

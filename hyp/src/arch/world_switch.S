@@ -46,7 +46,7 @@
  * void save_el1(El1 *): the registers of EL1 and EL0, all but VDISR_EL2. The virtual timer is off afterwards.
  * Each pair of fields is adjacent, which world_switch.rs asserts.
  */
-    .pushsection .text.world_switch, "ax", %progbits
+    .pushsection .text.entry, "ax", %progbits
     .balign 64
     .globl  save_el1
 save_el1:
@@ -285,12 +285,14 @@ leave_guest:
     ldp     x29, x30, [sp, #80]
     ldp     x19, x20, [sp], #SAVED_SIZE
     ret
+    .popsection
 
 /*
  * EL2's vectors while a guest is loaded. An exception from EL2 itself is fatal, as under the host's vectors;
  * EL2 keeps interrupts and SErrors masked, so an SError that a guest caused and that arrives late stays
  * pending and is the host's.
  */
+    .pushsection .vectors, "ax", %progbits
     .balign 2048
     .globl  guest_vectors
 guest_vectors:

@@ -318,6 +318,7 @@ impl<'b> Sink<'b> {
         Some(())
     }
 
+    #[inline(never)]
     fn bytes(&mut self, bytes: &[u8]) -> Option<()> {
         let end = self.at.checked_add(bytes.len())?;
         self.out.get_mut(self.at..end)?.copy_from_slice(bytes);

@@ -10,6 +10,10 @@ use arrayvec::ArrayString;
 use core::fmt::Write;
 
 const MALFORMED: Problem = Problem::Tree(TreeError::Malformed);
+/// Properties of `/chosen` that the host gets from Deed.
+const CHOSEN_ANEW: [&[u8]; 3] = [b"bootargs", b"linux,initrd-start", b"linux,initrd-end"];
+/// Properties of the timer that the host gets from Deed.
+const TIMER_ANEW: [&[u8]; 2] = [b"interrupts", b"interrupt-names"];
 /// Properties that refer to an SMMU.
 const SMMU_REFERENCES: [&[u8]; 3] = [b"iommu-map", b"iommu-map-mask", b"iommus"];
 /// Cells in a `/reserved-memory` that Deed makes.
@@ -147,8 +151,8 @@ impl Pass<'_, '_> {
         let name = self.source.string(name_offset);
         let cells = || value.first_chunk().map(|bytes| u32::from_be_bytes(*bytes));
         match (section, name) {
-            (Section::Chosen, b"bootargs" | b"linux,initrd-start" | b"linux,initrd-end") => true,
-            (Section::Timer, b"interrupts" | b"interrupt-names") => true,
+            (Section::Chosen, name) if CHOSEN_ANEW.contains(&name) => true,
+            (Section::Timer, name) if TIMER_ANEW.contains(&name) => true,
             (Section::Reserved, b"#address-cells") => {
                 self.reserved = self.reserved.zip(cells()).map(|((_, size), address)| (address, size));
                 false

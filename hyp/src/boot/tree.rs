@@ -359,6 +359,7 @@ fn number(value: &[u8]) -> Option<u32> {
 }
 
 /// Takes a number of one or two cells from the front of a value.
+#[inline(never)]
 fn take_cells(value: &mut &[u8], cells: u32) -> Option<u64> {
     let mut number = 0;
     for _ in 0..cells {

@@ -114,7 +114,7 @@ impl<M: Machine> Hypervisor<M> {
             }
             done = after;
             if is_last {
-                vm.remove(&self.records);
+                vm.remove(&self.machine, &self.records);
                 return HostResult::ok(&[done, 0]);
             }
             vm.given = vm.given.saturating_sub(pages.count());
@@ -131,12 +131,9 @@ impl<M: Machine> Hypervisor<M> {
     ) -> Result<Record<Vm>, crate::ownership::Error> {
         let mut record = None;
         self.change_host_and_hyp(host, hyp, Asked::TakeRoot(vm.flags, root), |host, hyp| {
-            let (machine, memory) = (&self.machine, &self.memory);
-            let alloc = || self.records.alloc(vm);
-            let (root, allocated) =
-                donate::host_to_hyp_with(machine, memory, host, hyp, root, Draw::Keep, alloc)?;
-            record = Some(allocated);
-            Ok(root.count())
+            let donation = donate::host_to_hyp(&self.machine, &self.memory, host, hyp, root, Draw::Keep)?;
+            record = Some(self.records.alloc(vm)?);
+            Ok(donation.commit(&self.machine, host, hyp).count())
         })?;
         match record {
             Some(record) => Ok(record),
@@ -227,6 +224,19 @@ mod tests {
         world.ok(HostCall::VmTeardownFinish { vm: dying });
         assert_eq!(world.hyp.wipe_all_guests(), 1);
         assert!(world.is_wiped(0));
+    }
+
+    #[test]
+    fn registers_of_a_vm_that_is_gone_are_gone_from_memory_too() {
+        let world = World::new();
+        let vm = world.protected_vm();
+        world.ok(HostCall::VcpuCreate { vm, vcpu: 0 });
+        world.ok(HostCall::VcpuCreate { vm, vcpu: 1 });
+        world.ok(HostCall::VmTeardownStart { vm });
+        world.hyp.machine().take_cleaned();
+        world.finish(vm);
+        let vcpu = size_of::<crate::vm::vcpu::Vcpu>();
+        assert_eq!(world.hyp.machine().take_cleaned(), [vcpu, vcpu, size_of::<Vm>()]);
     }
 
     #[test]

@@ -61,7 +61,8 @@ impl<M: Machine> Hypervisor<M> {
                 // A VM's pool has a call of its own.
                 Pool::Vm => return Err(Error::WrongVm),
             };
-            let pages = donate::host_to_hyp(&self.machine, &self.memory, host, hyp, pages, draw)?;
+            let donation = donate::host_to_hyp(&self.machine, &self.memory, host, hyp, pages, draw)?;
+            let pages = donation.commit(&self.machine, host, hyp);
             match draw {
                 Draw::Keep => {
                     let Some(start) = self.machine.record_memory(pages) else {
@@ -88,7 +89,8 @@ impl<M: Machine> Hypervisor<M> {
                 return Err(Error::WrongVm);
             }
             let (machine, memory) = (&self.machine, &self.memory);
-            let pages = donate::host_to_hyp(machine, memory, &mut host, &mut hyp, pages, Draw::Keep)?;
+            let donation = donate::host_to_hyp(machine, memory, &host, &hyp, pages, Draw::Keep)?;
+            let pages = donation.commit(machine, &mut host, &mut hyp);
             vm.space.cache.extend(machine, pages);
             vm.given = vm.given.saturating_add(pages.count());
             Ok(pages.count())

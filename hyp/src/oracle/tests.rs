@@ -213,7 +213,9 @@ fn a_lost_neighbour_at_el2_is_found() {
 fn a_page_that_a_vm_does_not_get_back_in_time_is_found() {
     let world = World::new();
     let text = of_host_and_hyp(&world, Asked::TakeRoot(PROTECTED, ram(0x1000, 2)), |machine, host, hyp| {
-        donate::host_to_hyp(machine, &world.hyp.memory, host, hyp, ram(0x1000, 2), donate::Draw::Keep)?;
+        let root = ram(0x1000, 2);
+        let donation = donate::host_to_hyp(machine, &world.hyp.memory, host, hyp, root, donate::Draw::Keep)?;
+        donation.commit(machine, host, hyp);
         set_hyp(machine, host, hyp, 0x1000, Rights::ReadOnly);
         Ok(2)
     });

@@ -10,7 +10,7 @@ use crate::machine::Machine;
 use crate::memory::MemoryMap;
 use crate::pgtable::Run;
 use crate::pgtable::hyp_stage1::{HypStage1, Mapped, Rights};
-use crate::pgtable::stage2::{Entry, Sharing};
+use crate::pgtable::stage2::{Entry, Sharing, Stage2};
 use crate::pool::Lacking;
 use abi::page::{Permissions, Pool};
 
@@ -23,9 +23,17 @@ pub enum Draw {
     Keep,
 }
 
-/// Gives a chunk of the host's pages to the hypervisor and maps it at EL2. Returns the chunk.
-///
-/// The content stays: whoever uses the pages overwrites them.
+/// A chunk of the host's pages that the hypervisor may have: checked, and what it takes reserved, as long as the locks
+/// are held.
+#[derive(Debug)]
+#[must_use = "nothing has changed yet"]
+pub struct HostToHyp {
+    run: Run<Stage2>,
+    hole: Run<HypStage1>,
+}
+
+/// Checks that a chunk of the host's pages can go to the hypervisor, and reserves what that takes. More can be reserved
+/// before the [`commit`](HostToHyp::commit).
 ///
 /// # Errors
 /// The host does not own all of them alone, or table pages are lacking. With [`Draw::Refill`], also if the
@@ -33,28 +41,11 @@ pub enum Draw {
 pub fn host_to_hyp<M: Machine>(
     machine: &M,
     memory: &MemoryMap,
-    host: &mut Host,
-    hyp: &mut HypSpace,
+    host: &Host,
+    hyp: &HypSpace,
     pages: Pages<Pfn>,
     draw: Draw,
-) -> Result<Pages<Pfn>, Error> {
-    let (pages, ()) = host_to_hyp_with(machine, memory, host, hyp, pages, draw, || Ok(()))?;
-    Ok(pages)
-}
-
-/// As [`host_to_hyp`], and reserves what else the pages are given for: `also` is asked last, and returns it.
-///
-/// # Errors
-/// As [`host_to_hyp`]; or that is lacking.
-pub fn host_to_hyp_with<M: Machine, R>(
-    machine: &M,
-    memory: &MemoryMap,
-    host: &mut Host,
-    hyp: &mut HypSpace,
-    pages: Pages<Pfn>,
-    draw: Draw,
-    also: impl FnOnce() -> Result<R, Lacking>,
-) -> Result<(Pages<Pfn>, R), Error> {
+) -> Result<HostToHyp, Error> {
     // Check.
     memory.check(pages)?;
     let (pages, _) = chunk(pages, pages);
@@ -72,11 +63,19 @@ pub fn host_to_hyp_with<M: Machine, R>(
             }
         }
     }
-    let reserved = also()?;
-    // Commit.
-    host.table.change(machine, run, &mut host.pool, Entry::Owned(Owner::Hyp));
-    hyp.map(machine, host, hole);
-    Ok((pages, reserved))
+    Ok(HostToHyp { run, hole })
+}
+
+impl HostToHyp {
+    /// Gives the chunk to the hypervisor and maps it at EL2. Returns it.
+    ///
+    /// The content stays: whoever uses the pages overwrites them.
+    pub fn commit<M: Machine>(self, machine: &M, host: &mut Host, hyp: &mut HypSpace) -> Pages<Pfn> {
+        let pages = self.run.pages().identity();
+        host.table.change(machine, self.run, &mut host.pool, Entry::Owned(Owner::Hyp));
+        hyp.map(machine, host, self.hole);
+        pages
+    }
 }
 
 /// Gives pages of the hypervisor's back to the host, wiped: one, or a few that belong together. `release` takes them

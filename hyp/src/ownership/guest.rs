@@ -84,7 +84,7 @@ pub fn share_host<M: Machine>(
     // Check and reserve.
     guest.check_span(gfns)?;
     let (gfns, _) = chunk(gfns, gfns);
-    guest.prepare(machine, host, gfns, |sharing| sharing == Sharing::Owned)?;
+    guest.prepare(machine, host, gfns, &[Sharing::Owned])?;
     // Commit.
     guest.change_pieces(machine, gfns, |guest, piece| {
         // The host may look past the caches, with or without FEAT_S2FWB: what it finds there must be what the
@@ -111,7 +111,7 @@ pub fn unshare_host<M: Machine>(
     // Check and reserve.
     guest.check_span(gfns)?;
     let (gfns, _) = chunk(gfns, gfns);
-    guest.prepare(machine, host, gfns, |sharing| sharing == Sharing::Shared)?;
+    guest.prepare(machine, host, gfns, &[Sharing::Shared])?;
     // Commit.
     guest.change_pieces(machine, gfns, |guest, piece| {
         // The host's access is gone from every TLB before the guest may call the pages private.
@@ -146,7 +146,7 @@ pub fn relinquish<M: Machine>(
         Err(Gap::Empty) => return Ok(1),
         Err(gap) => return Err(gap.error(gfns.start())),
     };
-    guest.prepare(machine, host, gfns, |sharing| sharing == Sharing::Owned)?;
+    guest.prepare(machine, host, gfns, &[Sharing::Owned])?;
     // Commit: the guest loses the pages, they are wiped, then the host gets them.
     guest.take_pieces(machine, gfns, Entry::Empty, |piece| {
         for page in piece.pfns.iter() {
@@ -246,20 +246,20 @@ impl GuestSpace {
         })
     }
 
-    /// Checks that the guest has all pages of a chunk in a state that the transition takes and that the host's
-    /// table agrees, and that both pools have the tables that a change of them takes.
+    /// Checks that the guest has all pages of a chunk in one of the states that the transition takes and that the
+    /// host's table agrees, and that both pools have the tables that a change of them takes.
     pub(super) fn prepare<M: Machine>(
         &self,
         machine: &M,
         host: &Host,
         gfns: Pages<Gfn>,
-        takes: impl Fn(Sharing) -> bool,
+        takes: &[Sharing],
     ) -> Result<(), Error> {
         let mut tables = 0u64;
         let mut last_region = None;
         for piece in self.pieces(machine, gfns) {
             let piece = piece?;
-            if !takes(piece.sharing) {
+            if !takes.contains(&piece.sharing) {
                 return Err(Error::GuestState(piece.gfns.start()));
             }
             let needed = host.check_piece(machine, self.handle, piece)?;

@@ -31,7 +31,7 @@ pub fn from_dying<M: Machine>(
         Err(Gap::Poisoned) => return Ok(1),
         Err(gap) => return Err(gap.error(gfns.start())),
     };
-    guest.prepare(machine, host, gfns, |_| true)?;
+    guest.prepare(machine, host, gfns, &[Sharing::Owned, Sharing::Shared])?;
     // Commit: the guest loses the pages, they are wiped, then the host gets them.
     guest.take_pieces(machine, gfns, Entry::Empty, |piece| {
         if piece.sharing == Sharing::Owned {
@@ -86,7 +86,7 @@ pub fn by_force<M: Machine>(
     if guest.piece(machine, piece.gfns) != Ok(piece) {
         return Err(Error::GuestState(piece.gfns.start()));
     }
-    guest.prepare(machine, host, piece.gfns, |sharing| sharing == Sharing::Owned)?;
+    guest.prepare(machine, host, piece.gfns, &[Sharing::Owned])?;
     // Commit: the guest loses the pages, they are wiped, then the host gets them.
     guest.take_pieces(machine, piece.gfns, Entry::Poisoned, |piece| {
         for page in piece.pfns.iter() {

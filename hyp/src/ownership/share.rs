@@ -182,7 +182,7 @@ pub fn host_unshare_guest<M: Machine>(
     guest.check_span(gfns)?;
     let (gfns, _) = chunk(gfns, gfns);
     let gfns = guest.before_gap(machine, gfns).map_err(|gap| gap.error(gfns.start()))?;
-    guest.prepare(machine, host, gfns, |sharing| sharing == Sharing::Borrowed)?;
+    guest.prepare(machine, host, gfns, &[Sharing::Borrowed])?;
     // Commit: the guest loses the pages before they are the host's alone.
     guest.take_pieces(machine, gfns, Entry::Empty, |piece| {
         host.change_sharing(machine, piece.pfns, Sharing::lent_once_less);

@@ -180,12 +180,15 @@ impl<R: Regime> Run<R> {
     /// that speaks for them now.
     #[inline]
     pub fn tables_needed(&self) -> u64 {
+        if self.level == Level::THREE {
+            return 0;
+        }
         self.level.tables_down_to(target::<R>(self.pages))
     }
 }
 
 /// Level of the leaf that is to speak for these pages: a block's where they are just that block, else the last.
-#[inline]
+#[inline(never)]
 fn target<R: Regime>(pages: Pages<R::Input>) -> Level {
     if !R::BLOCKS || pages.count() < REGION_PAGES {
         return Level::THREE;

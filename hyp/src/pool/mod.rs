@@ -22,6 +22,8 @@ const TABLE_BATCH: u64 = 8;
 
 impl Lacking {
     /// What to ask for, so that a run of so many pages, aligned to their number, is enough by itself.
+    #[cold]
+    #[inline(never)]
     pub fn rounded(self) -> Self {
         let least = if self.pool == Pool::Tables { TABLE_BATCH } else { 1 };
         let pages = self.pages.max(least).checked_next_power_of_two().unwrap_or(self.pages);

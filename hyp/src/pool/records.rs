@@ -8,6 +8,7 @@
 
 use super::Lacking;
 use crate::addr::PAGE_SIZE;
+use crate::machine::Machine;
 use crate::sync::{Lock, Mutex};
 use abi::page::Pool;
 use core::alloc::Layout;
@@ -62,22 +63,35 @@ impl Records {
         if crate::testing::failure::refuses(Pool::Metadata, 1) {
             return Err(lacking);
         }
-        let block = self.heap.lock().alloc(layout).map_err(|()| lacking)?;
-        let place: NonNull<T> = block.cast();
+        let place: NonNull<T> = self.take(layout).ok_or(lacking)?.cast();
         // SAFETY: the heap gave a block of T's size and alignment that nobody else uses.
         unsafe { place.write(value) };
         Ok(Record { value: place })
     }
 
-    /// Takes a record back and zeroes its block, so that no register of a guest stays behind.
-    pub fn free<T>(&self, record: Record<T>) {
+    #[inline(never)]
+    fn take(&self, layout: Layout) -> Option<NonNull<u8>> {
+        self.heap.lock().alloc(layout).ok()
+    }
+
+    /// Takes a record back and zeroes its block, in memory too, so that no register of a guest stays behind.
+    pub fn free<T, M: Machine>(&self, machine: &M, record: Record<T>) {
         let place = record.value;
         // SAFETY: the record owns its value and is consumed here; nobody can reach the value after this.
         unsafe { place.drop_in_place() };
         // SAFETY: the block is T's size and holds no value any more.
         unsafe { place.write_bytes(0, 1) };
+        machine.clean_record(place.as_ptr().cast(), size_of::<T>());
         // SAFETY: the block came from this heap with T's layout: records are made by `alloc` only.
-        unsafe { self.heap.lock().dealloc(place.cast(), Layout::new::<T>()) };
+        unsafe { self.put_back(place.cast(), Layout::new::<T>()) };
+    }
+
+    /// # Safety
+    /// The block came from this heap with this layout, and nobody uses it any more.
+    #[inline(never)]
+    unsafe fn put_back(&self, block: NonNull<u8>, layout: Layout) {
+        // SAFETY: as the caller says.
+        unsafe { self.heap.lock().dealloc(block, layout) };
     }
 
     /// Bytes in use by records.
@@ -123,6 +137,7 @@ impl<T: fmt::Debug> fmt::Debug for Record<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::TestMachine;
 
     fn heap(bytes: usize) -> Records {
         let records = Records::new();
@@ -139,7 +154,7 @@ mod tests {
         record[3] = 9;
         assert_eq!(record[3], 9);
         assert_eq!(records.used(), 128);
-        records.free(record);
+        records.free(&TestMachine::new(), record);
         assert_eq!(records.used(), 0);
     }
 
@@ -155,7 +170,7 @@ mod tests {
         let records = heap(4096);
         let record = records.alloc([0xa5u8; 256]).unwrap();
         let place = record.value;
-        records.free(record);
+        records.free(&TestMachine::new(), record);
         // SAFETY: the block is still memory of the (leaked) heap. Its first words are the heap's links.
         let tail = unsafe { place.as_ref() };
         assert!(tail[16..].iter().all(|byte| *byte == 0));

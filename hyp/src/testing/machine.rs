@@ -62,6 +62,8 @@ pub struct TestMachine {
     serrors: Mutex<Vec<u64>>,
     /// What [`Machine::record_memory`] has shown.
     records: Mutex<Vec<Vec<RecordPage>>>,
+    /// Sizes of the records that were cleaned to memory.
+    cleaned: Mutex<Vec<usize>>,
     needs_clean: bool,
 }
 
@@ -98,6 +100,7 @@ impl TestMachine {
             steps: AtomicU64::new(0),
             serrors: Mutex::default(),
             records: Mutex::default(),
+            cleaned: Mutex::default(),
             needs_clean: true,
         }
     }
@@ -193,6 +196,11 @@ impl TestMachine {
     /// Syndromes of the SErrors that were made pending for the host since the last time.
     pub fn take_serrors(&self) -> Vec<u64> {
         core::mem::take(&mut lock(&self.serrors))
+    }
+
+    /// Sizes of the records that were cleaned to memory since the last time.
+    pub fn take_cleaned(&self) -> Vec<usize> {
+        core::mem::take(&mut lock(&self.cleaned))
     }
 
     /// Drops the steps of this CPU's guests that were not made.
@@ -293,6 +301,10 @@ impl Machine for TestMachine {
     #[cfg(feature = "oracle")]
     fn is_zeros(&self, page: Pfn) -> bool {
         self.sim.is_zero_page(page.base().as_u64())
+    }
+
+    fn clean_record(&self, _start: *const u8, bytes: usize) {
+        lock(&self.cleaned).push(bytes);
     }
 
     fn record_memory(&self, pages: Pages<Pfn>) -> Option<NonNull<u8>> {

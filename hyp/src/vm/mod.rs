@@ -302,6 +302,7 @@ impl Vms {
     }
 
     /// Locks the VM with this handle; `None` if there is none, or none any more.
+    #[inline(never)]
     pub fn lock(&self, handle: VmHandle) -> Option<VmGuard<'_>> {
         let slot = self.places.get(usize::from(handle.slot()))?.slot.lock();
         let current = slot.vm.as_ref().map(|vm| vm.handle());
@@ -365,15 +366,15 @@ impl Default for Vms {
 
 impl VmGuard<'_> {
     /// Takes the VM out of its slot, for ever: the next one has another generation.
-    pub(crate) fn remove(mut self, records: &Records) {
+    pub(crate) fn remove<M: Machine>(mut self, machine: &M, records: &Records) {
         let Some(mut vm) = self.0.vm.take() else { return };
         self.0.generation = self.0.generation.saturating_add(1);
         for slot in &mut vm.vcpus {
             if let VcpuSlot::Idle(record) = core::mem::replace(slot, VcpuSlot::Absent) {
-                records.free(record);
+                records.free(machine, record);
             }
         }
-        records.free(vm);
+        records.free(machine, vm);
     }
 }
 

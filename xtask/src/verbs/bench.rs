@@ -27,10 +27,6 @@ pub(crate) struct Args {
     /// Show only operations with this in their name.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Pass although a row is above pKVM's figure, if that is a known defect (xtask/src/budget.rs) that has not
-    /// got worse.
-    #[arg(long)]
-    accept_known: bool,
     /// Write the result as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -73,7 +69,7 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
             );
         }
         counted.push(code(&image.context("there is nothing in qemu/bench")?)?);
-        checks.extend(judge(&counted, args.accept_known));
+        checks.extend(judge(&counted));
         let mut rows: Vec<Row> = counted.iter().filter_map(row).collect();
         rows.sort_by_key(|row| allowances().position(|allowance| allowance.operation == row.operation));
         let shown = |name: &str| args.filter.as_deref().is_none_or(|filter| name.contains(filter));
@@ -111,7 +107,7 @@ fn rows_of(outcome: &Outcome, memory: &str) -> Result<Vec<Counted>> {
 fn code(elf: &Path) -> Result<Counted> {
     let symbols = elf::symbols(&std::fs::read(elf)?)?;
     let symbol = |name: &str| symbols.get(name).copied().with_context(|| format!("the image has no {name}"));
-    Ok(once("EL2 code, bytes".into(), symbol("__text_end")? - symbol("__text_start")?))
+    Ok(once("EL2 code, bytes".into(), symbol("__text_used")? - symbol("__text_start")?))
 }
 
 fn once(operation: String, bytes: u64) -> Counted {
@@ -135,9 +131,8 @@ fn row(counted: &Counted) -> Option<Row> {
     })
 }
 
-/// Each operation is counted once, no other is, and none costs more than in pKVM, or than a known defect does
-/// where those are accepted. A known defect that is one no more must be struck off the list.
-fn judge(counted: &[Counted], accept_known: bool) -> Vec<Check> {
+/// Each operation is counted once, no other is, and none costs more than in pKVM.
+fn judge(counted: &[Counted]) -> Vec<Check> {
     let mut checks = Vec::new();
     for allowance in allowances() {
         let name = allowance.operation;
@@ -147,17 +142,8 @@ fn judge(counted: &[Counted], accept_known: bool) -> Vec<Check> {
             continue;
         };
         let Some(peer) = allowance.peer else { continue };
-        let known = budget::known(name);
-        if known.is_some() && row.min <= peer {
-            let expected = format!("above {peer}, as xtask/src/budget.rs says: strike it off");
-            checks.push(Check::new(name, expected, row.min.to_string(), false));
-        }
-        let (most, why) = match known.filter(|_| accept_known) {
-            Some(known) => (known, "a known defect"),
-            None => (peer, "as in pKVM"),
-        };
-        let expected = format!("at most {most}, {why}");
-        checks.push(Check::new(name, expected, row.min.to_string(), row.min <= most));
+        let expected = format!("at most {peer}, as in pKVM");
+        checks.push(Check::new(name, expected, row.min.to_string(), row.min <= peer));
     }
     let known = |row: &&Counted| !allowances().any(|allowance| allowance.operation == row.operation);
     checks.extend(
@@ -205,61 +191,37 @@ mod tests {
     }
 
     fn complaints(counted: &[Counted]) -> Vec<String> {
-        judged(counted, false)
+        judge(counted).into_iter().filter(|check| !check.pass).map(|check| check.complaint()).collect()
     }
 
-    fn judged(counted: &[Counted], accept_known: bool) -> Vec<String> {
-        let failed = judge(counted, accept_known).into_iter().filter(|check| !check.pass);
-        failed.map(|check| check.complaint()).collect()
-    }
-
-    /// A figure above pKVM's where that is known, else just pKVM's.
     fn peer(allowance: &Allowance) -> u64 {
-        let known = budget::known(allowance.operation);
-        known.or(allowance.peer).unwrap_or(u64::MAX)
+        allowance.peer.unwrap_or(u64::MAX)
     }
 
     #[test]
     fn a_row_at_pkvms_figure_passes_and_one_above_it_fails() {
         let good = all_at(peer);
-        assert_eq!(judged(&good, true), [] as [&str; 0]);
+        assert_eq!(complaints(&good), [] as [&str; 0]);
         let mut bad = good.clone();
         bad[0].min += 1;
         let complaint = "host call with an unknown id: expected at most 85, as in pKVM, observed 86";
-        assert_eq!(judged(&bad, true), [complaint]);
-    }
-
-    #[test]
-    fn known_defects_fail_unless_they_are_accepted_or_got_worse() {
-        let mut rows = all_at(peer);
-        assert_eq!(complaints(&rows).len(), budget::KNOWN.len());
-        for (name, most) in budget::KNOWN {
-            let allowance = allowances().find(|allowance| allowance.operation == *name).unwrap();
-            assert!(allowance.peer.is_some_and(|peer| peer < *most), "{name} is no defect");
-        }
-        let (name, most) = budget::KNOWN[0];
-        let row = rows.iter_mut().find(|row| row.operation == name).unwrap();
-        row.min = most + 1;
-        assert_eq!(judged(&rows, true).len(), 1);
-        let row = rows.iter_mut().find(|row| row.operation == name).unwrap();
-        row.min = 0;
-        assert!(judged(&rows, true)[0].contains("strike it off"));
+        assert_eq!(complaints(&bad), [complaint]);
     }
 
     #[test]
     fn a_row_that_is_missing_doubled_or_unknown_fails() {
         let mut rows = all_at(peer);
         let mut first = rows.remove(0);
-        assert_eq!(judged(&rows, true).len(), 1);
+        assert_eq!(complaints(&rows).len(), 1);
         rows.push(first.clone());
         rows.push(first.clone());
         assert_eq!(
-            judged(&rows, true),
+            complaints(&rows),
             ["host call with an unknown id: expected counted once, observed 2 rows"]
         );
         rows.pop();
         first.operation = "levitate".into();
         rows.push(first);
-        assert_eq!(judged(&rows, true), ["levitate: expected a known operation, observed unknown"]);
+        assert_eq!(complaints(&rows), ["levitate: expected a known operation, observed unknown"]);
     }
 }
