@@ -105,7 +105,7 @@ pub struct Counters {
     pub aborts_injected: AtomicU64,
     /// Aborts of the host that only needed another try.
     pub aborts_retried: AtomicU64,
-    /// Calls of the host.
+    /// Calls of the host, in test builds.
     pub host_calls: AtomicU64,
     /// Entries into guests, likewise.
     pub guest_entries: AtomicU64,

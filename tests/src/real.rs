@@ -7,7 +7,7 @@ use abi::exit::Exit;
 use abi::host::{HostCall, HostResult};
 use abi::page::Pool;
 use abi::{Error, HostState, VmFlags, VmHandle, guest, psci, smccc};
-use hyp::addr::{Gfn, Pages};
+use hyp::addr::{Gfn, Pages, Pfn};
 use hyp::ownership::Error as CoreError;
 use hyp::ownership::query::GuestPage;
 use hyp::testing::{HYP_START, RAM_START, World};
@@ -407,6 +407,12 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
             ];
             let real = [host_state, owner, vm, gfn, el2];
             same(|| format!("page {number}: host's state, owner, VM, guest page, EL2"), &real, &expected)?;
+            let holds = self.core.holds(Pfn::new(pfn).expect("a page of RAM"));
+            let expected = match page.host {
+                HostEntry::LentToGuests(loans) => (page.pins, loans.into()),
+                _ => (page.pins, 0),
+            };
+            same(|| format!("page {number}: holds and loans"), &holds, &expected)?;
             let reads = self.core.host_reads(pfn - RAM_START);
             same(|| format!("page {number}: the host reads it"), &reads, &page.host_state().is_accessible())?;
             let changed = before.is_none_or(|before| before.pages[number] != *page);
@@ -418,6 +424,9 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
         for (number, vm) in state.vms.iter().enumerate() {
             if matches!(vm.phase, Phase::Live | Phase::Dying) {
                 let handle = self.handle(number as u8);
+                let expected = vm.entries.iter().filter(|entry| matches!(entry, GuestEntry::Page { .. }));
+                let expected = Some(expected.count() as u64);
+                same(|| format!("VM {number}: pages that name it"), &self.core.pages_of(handle), &expected)?;
                 let real = self.reach(handle);
                 for (gfn, entry) in vm.entries.iter().enumerate() {
                     let expected = match entry {

@@ -4,7 +4,7 @@
 //! The core is not rebuilt for each call: it is led through the states, always to the nearest one where something
 //! is untried.
 
-use abi::page::Permissions;
+use abi::page::{Permissions, Pool};
 use deed_tests::pair::Pair;
 use spec::explore::{MAX_HOLDS, encode};
 use spec::{Call, Run, State, step};
@@ -17,6 +17,9 @@ const G: usize = 2;
 /// A region ends between the two guest pages.
 const GFN: u64 = 0x1ff;
 
+/// States that there are at least: fewer mean that the way to some is not found any more.
+const STATES: usize = 4_000;
+
 type Small = State<P, V, G>;
 
 /// The calls that make the VMs.
@@ -28,25 +31,42 @@ fn births(kinds: [(bool, bool); V]) -> Vec<Call> {
         .collect()
 }
 
-/// What is tried in each state.
+/// Whether all is tried that can be, whatever time that takes: what is in a page, and who got it for good, then make
+/// states of their own.
+fn is_long() -> bool {
+    std::env::var_os("DEED_SEQUENCES").is_some()
+}
+
+/// What is tried in each state. VMs are made before: their number is part of the world.
 fn calls() -> Vec<Call> {
     let mut calls = Vec::new();
+    let permissions = Permissions { write: false, execute: true };
     for pfn in [4, 5] {
         for count in 1..=2 {
             let pfns = Run { first: pfn, count };
             calls.extend([Call::ShareHyp { pfns }, Call::UnshareHyp { pfns }, Call::ForceReclaim { pfns }]);
         }
         calls.extend([Call::Pin { pfn }, Call::Unpin { pfn }, Call::QueryPage { pfn }]);
+        if is_long() {
+            let pfns = Run::one(pfn);
+            calls.extend([Pool::Tables, Pool::Metadata].map(|pool| Call::PoolTopUp { pool, pfns }));
+            calls.push(Call::HostStore { pfn });
+        }
         for vm in 0..V as u8 {
             calls.push(Call::VmTopUp { vm, pfns: Run::one(pfn) });
             for gfn in 0..G as u64 {
-                let permissions = Permissions { write: false, execute: true };
                 calls.push(Call::DonateGuest { vm, pfn, gfn, count: 1 });
                 calls.push(Call::ShareGuest { vm, pfn, gfn, count: 1, permissions });
             }
         }
     }
     for vm in 0..V as u8 {
+        calls.push(Call::DonateGuest { vm, pfn: 4, gfn: 0, count: 2 });
+        calls.push(Call::ShareGuest { vm, pfn: 4, gfn: 0, count: 2, permissions });
+        calls.push(Call::VmTopUp { vm, pfns: Run { first: 4, count: 2 } });
+        if is_long() {
+            calls.extend([0, 1].map(|gfn| Call::GuestStore { vm, gfn }));
+        }
         for gfns in [Run::one(0), Run::one(1), Run { first: 0, count: 2 }] {
             calls.extend([
                 Call::UnshareGuest { vm, gfns },
@@ -71,6 +91,7 @@ fn is_final(call: Call) -> bool {
         Call::VmTeardownStart { .. }
             | Call::VmTeardownFinish { .. }
             | Call::VmTopUp { .. }
+            | Call::PoolTopUp { .. }
             | Call::ForceReclaim { .. }
     )
 }
@@ -182,11 +203,12 @@ fn tour(kinds: [(bool, bool); V]) -> (usize, u64, u64) {
 fn every_call_in_every_state_of_a_small_world_is_as_specified() {
     let mut worlds = vec![("an immediate one and one that is not protected", [(true, true), (false, false)])];
     // The long run: an unshare that is asked for is part of a state, so there are many more.
-    if std::env::var_os("DEED_SEQUENCES").is_some() {
+    if is_long() {
         worlds.push(("one that asks and an immediate one", [(true, false), (true, true)]));
     }
     for (name, kinds) in worlds {
         let (states, tried, cores) = tour(kinds);
         println!("{name}: {states} states, {tried} pairs of a state and a call, {cores} cores");
+        assert!(states >= STATES, "{name}: fewer states than there were");
     }
 }

@@ -1,7 +1,7 @@
 //! Random sequences of calls by a host and two guests, good and absurd, on the simulated machine. After each
 //! call: no TLB grants more than the tables do, no descriptor was changed against the rules, every page of
-//! memory has one owner, no page is reached by anybody but its owner and its borrower, and a page that came
-//! to the host from a guest's private memory is wiped.
+//! memory has one owner, a page that a guest owns is reached by no other guest, a page that the host lends by just as
+//! many guest pages as the host's table counts, and a page that came to the host from a guest's private memory is wiped.
 
 use abi::host::{HostCall, HostResult};
 use abi::page::{Permissions, Pool};
@@ -28,11 +28,14 @@ struct Play {
     /// Next pages of RAM to give for roots and tables.
     spare: u64,
     story: Vec<String>,
+    /// How often a page was seen lent to several guest pages, and taken by force.
+    seen: [u64; 2],
 }
 
 impl Play {
     fn new(seed: u64) -> Self {
-        Self { world: World::new(), dice: Dice::new(seed), vms: Vec::new(), spare: 0x1000, story: Vec::new() }
+        let (world, dice) = (World::new(), Dice::new(seed));
+        Self { world, dice, vms: Vec::new(), spare: 0x1000, story: Vec::new(), seen: [0; 2] }
     }
 
     fn take(&mut self, pages: u64) -> u64 {
@@ -93,9 +96,9 @@ impl Play {
         let (pfn, pages) = self.pages();
         let gfn = self.dice.pick(&GFNS);
         let hyp = &self.world.hyp;
-        match (self.dice.below(20), vm) {
-            (0, _) if self.vms.len() < 3 && self.spare + 2 < RAM_PAGES - 1 => {
-                let flags = if self.dice.below(4) == 0 { VmFlags::default() } else { PROTECTED };
+        match (self.dice.below(25), vm) {
+            (0, _) if self.vms.len() < 4 && self.spare + 2 < RAM_PAGES - 1 => {
+                let flags = if self.dice.below(2) == 0 { VmFlags::default() } else { PROTECTED };
                 let root = self.take(2);
                 let result = self.call(HostCall::VmCreate { flags, root });
                 self.vms.extend(result.outcome.ok().and_then(|()| VmHandle::from_word(result.values[0])));
@@ -115,7 +118,7 @@ impl Play {
                 }
             }
             (7..=10, Some(vm)) => self.note(HostCall::DonateGuest { vm, pfn, gfn, pages }),
-            (11, Some(vm)) => {
+            (11 | 21..=24, Some(vm)) => {
                 let permissions = Permissions { write: self.dice.below(2) == 0, execute: true };
                 self.note(HostCall::ShareGuest { vm, pfn, gfn, pages, permissions });
             }
@@ -134,7 +137,11 @@ impl Play {
                     self.story.push(format!("guest {vm:?} {choice} {run:?} -> {progress:?}"));
                 }
             }
-            (19, Some(vm)) if self.dice.below(6) == 0 => self.tear_down(vm),
+            (19, _) => {
+                let result = self.call(HostCall::ForceReclaim { pfn, pages });
+                self.seen[1] += u64::from(result.outcome.is_ok());
+            }
+            (20, Some(vm)) if self.dice.below(6) == 0 => self.tear_down(vm),
             _ => {}
         }
     }
@@ -168,17 +175,12 @@ impl Play {
     }
 
     /// What must hold after every call.
-    fn check(&self, total: u64) {
+    fn check(&mut self, total: u64) {
         self.world.check();
         assert_eq!(self.world.census().total(), total, "every page has one owner");
         let reach = |stage2| {
-            let mut pages = BTreeMap::new();
-            for leaf in self.world.sim().leaves_stage2(stage2) {
-                for page in 0..leaf.size >> 12 {
-                    pages.insert((leaf.pa >> 12) + page, leaf.sw);
-                }
-            }
-            pages
+            let leaves = self.world.sim().leaves_stage2(stage2).into_iter();
+            leaves.flat_map(|leaf| (0..leaf.size >> 12).map(move |page| ((leaf.pa >> 12) + page, leaf.sw)))
         };
         let host: BTreeMap<u64, u8> = self
             .world
@@ -188,11 +190,13 @@ impl Play {
             .filter(|leaf| leaf.size == 4096)
             .map(|leaf| (leaf.pa >> 12, leaf.sw))
             .collect();
-        let mut guests: BTreeMap<u64, usize> = BTreeMap::new();
-        for (number, vm) in self.vms.iter().enumerate() {
+        let mut guests: BTreeMap<u64, (u8, u32)> = BTreeMap::new();
+        for vm in &self.vms {
             for (page, sharing) in reach(self.world.guest(*vm)) {
-                let before = guests.insert(page, number);
-                assert_eq!(before, None, "page {page:#x} is reached by two guests");
+                let (how, times) = guests.entry(page).or_insert((sharing & 3, 0));
+                *times += 1;
+                assert_eq!(*how, sharing & 3, "page {page:#x} is lent to one guest and not to another");
+                assert!(*how == 2 || *times == 1, "page {page:#x} of a guest is reached by two guest pages");
                 let host_reaches = self.world.host_reads(page - RAM_START);
                 match sharing & 3 {
                     0 => assert!(!host_reaches, "the host reaches private page {page:#x}"),
@@ -202,12 +206,18 @@ impl Play {
                 }
             }
         }
+        for page in PAGES.map(|page| RAM_START + page) {
+            let lent = guests.get(&page).filter(|(how, _)| *how == 2).map_or(0, |(_, times)| *times);
+            let (_, loans) = self.world.holds(Pfn::new(page).expect("a page of RAM"));
+            assert_eq!(loans, lent, "page {page:#x}: loans that the host's table counts, and guest pages");
+            self.seen[0] += u64::from(loans > 1);
+        }
     }
 }
 
 #[test]
 fn random_calls_break_no_invariant() {
-    let mut calls = 0;
+    let (mut calls, mut seen) = (0, [0; 2]);
     let sequences =
         std::env::var("DEED_SEQUENCES").ok().and_then(|number| number.parse().ok()).unwrap_or(SEQUENCES);
     for seed in 1..=sequences {
@@ -228,6 +238,11 @@ fn random_calls_break_no_invariant() {
             std::panic::resume_unwind(panic);
         }
         calls += CALLS;
+        seen = [0, 1].map(|at| seen[at] + play.seen[at]);
     }
-    println!("{sequences} sequences, {calls} calls");
+    println!("{sequences} sequences, {calls} calls; lent to several, taken by force: {seen:?}");
+    assert!(
+        sequences < SEQUENCES || seen.iter().all(|seen| *seen > 0),
+        "something was never tried: {seen:?}"
+    );
 }

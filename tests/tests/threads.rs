@@ -24,7 +24,7 @@ const AT: Run = Run { first: 0, count: 1 };
 const BOTH: Run = Run { first: 0, count: 2 };
 
 /// What is done.
-const OPS: [Op; 35] = [
+const OPS: [Op; 39] = [
     Op::Call(Call::ShareHyp { pfns: X }),
     Op::Call(Call::UnshareHyp { pfns: X }),
     Op::Call(Call::Pin { pfn: 2 }),
@@ -61,6 +61,11 @@ const OPS: [Op; 35] = [
     // The host guesses the handle that a VM will have.
     Op::Call(Call::DonateGuest { vm: 2, pfn: 2, gfn: 0, count: 1 }),
     Op::Call(Call::VmTopUp { vm: 2, pfns: X }),
+    Op::Call(Call::ForceReclaim { pfns: X }),
+    Op::Call(Call::ForceReclaim { pfns: Run { first: 2, count: 2 } }),
+    // Page X once more, at the next guest page, and that loan's end.
+    Op::Call(LEND_AGAIN),
+    Op::Call(Call::UnshareGuest { vm: 1, gfns: Run { first: 1, count: 1 } }),
 ];
 
 const VM: Call = Call::VmCreate { protected: true, immediate: false, root: 16 };
@@ -70,6 +75,8 @@ const DONATE: Call = Call::DonateGuest { vm: 0, pfn: 2, gfn: 0, count: 2 };
 const SECRET: Call = Call::GuestStore { vm: 0, gfn: 0 };
 const SHARE: Call = Call::Share { vm: 0, gfns: BOTH };
 const LEND: Call = Call::ShareGuest { vm: 1, pfn: 2, gfn: 0, count: 1, permissions: READ_WRITE };
+const LEND_AGAIN: Call = Call::ShareGuest { vm: 1, pfn: 2, gfn: 1, count: 1, permissions: READ_WRITE };
+const FORCE: Call = Call::ForceReclaim { pfns: X };
 const END: Call = Call::VmTeardownStart { vm: 0 };
 
 const fn start(name: &'static str, calls: &'static [Call]) -> Start {
@@ -77,7 +84,7 @@ const fn start(name: &'static str, calls: &'static [Call]) -> Start {
 }
 
 /// Where they start.
-const STARTS: [Start; 13] = [
+const STARTS: [Start; 16] = [
     start("the-hosts", &[VM, OPEN_VM]),
     start("lent-to-hyp", &[VM, OPEN_VM, Call::ShareHyp { pfns: X }]),
     start("pinned", &[VM, OPEN_VM, Call::ShareHyp { pfns: X }, Call::Pin { pfn: 2 }]),
@@ -91,6 +98,9 @@ const STARTS: [Start; 13] = [
         vcpus: [1, 1],
     },
     start("lent-to-a-guest", &[VM, OPEN_VM, LEND]),
+    start("lent-to-a-guest-twice", &[VM, OPEN_VM, LEND, LEND_AGAIN]),
+    start("poisoned", &[VM, OPEN_VM, DONATE, SECRET, FORCE]),
+    start("poisoned-of-the-dying", &[VM, OPEN_VM, DONATE, SECRET, FORCE, END]),
     start("a-device", &[VM, OPEN_VM, Call::GuardMap { vm: 0, gfns: AT }]),
     start("private-of-the-dying", &[VM, OPEN_VM, DONATE, SECRET, END]),
     start("shared-by-the-dying", &[VM, OPEN_VM, DONATE, SECRET, SHARE, END]),
@@ -163,6 +173,9 @@ starts! {
     two_calls_on_a_page_shared_by_a_guest_that_asks_nobody_are_in_order: "shared-until-called-back",
     two_calls_on_a_page_that_the_host_is_asked_for_are_in_order: "asked-for",
     two_calls_on_a_page_lent_to_a_guest_are_in_order: "lent-to-a-guest",
+    two_calls_on_a_page_lent_to_a_guest_twice_are_in_order: "lent-to-a-guest-twice",
+    two_calls_on_a_poisoned_page_are_in_order: "poisoned",
+    two_calls_on_a_poisoned_page_of_a_dying_guest_are_in_order: "poisoned-of-the-dying",
     two_calls_on_a_device_are_in_order: "a-device",
     two_calls_on_a_private_page_of_a_dying_guest_are_in_order: "private-of-the-dying",
     two_calls_on_a_page_that_a_dying_guest_shares_are_in_order: "shared-by-the-dying",

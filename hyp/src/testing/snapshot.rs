@@ -7,7 +7,7 @@
 use super::{RAM_PAGES, RAM_START, World};
 use crate::addr::{PAGE_SHIFT, Pfn};
 use crate::ownership::query::{Census, host_state};
-use crate::pgtable::stage2::{Entry, Owner};
+use crate::pgtable::stage2::{self, Entry, Owner, Sharing};
 use abi::{HostState, VmHandle};
 
 /// Who can reach a page.
@@ -62,6 +62,8 @@ pub struct Page {
     pub reach: Vec<Reach>,
     /// How often the hypervisor holds it.
     pub pins: u32,
+    /// How many guest pages it is lent to.
+    pub loans: u32,
     /// It reads as zeros, with caches and without.
     pub wiped: bool,
 }
@@ -165,9 +167,25 @@ impl World {
             Some(Entry::Owned(Owner::Guest { vm, gfn })) => PageOwner::Guest(vm, gfn.as_u64()),
             _ => PageOwner::Nobody,
         };
-        let pins = self.hyp.hyp.lock().pins.count(pfn);
+        let (pins, loans) = self.holds(pfn);
         let wiped = self.sim().is_zero_page(pfn.base().as_u64());
-        Page { owner, state, reach: Vec::new(), pins, wiped }
+        Page { owner, state, reach: Vec::new(), pins, loans, wiped }
+    }
+
+    /// How often the hypervisor holds a page, and how many guest pages it is lent to.
+    pub fn holds(&self, pfn: Pfn) -> (u32, u32) {
+        let loans = match self.hyp.host.lock().table.entry(self.hyp.machine(), pfn.identity()) {
+            Some(Entry::Page(stage2::Page { sharing: Sharing::Lent(borrowers), .. })) => {
+                borrowers.get().into()
+            }
+            _ => 0,
+        };
+        (self.hyp.hyp.lock().pins.count(pfn), loans)
+    }
+
+    /// Number of pages that name a VM; `None` if there is no such VM.
+    pub fn pages_of(&self, vm: VmHandle) -> Option<u64> {
+        self.hyp.with_vm(vm, |vm| vm.space.pages)
     }
 
     /// What the pools have.

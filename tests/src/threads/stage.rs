@@ -5,7 +5,7 @@ use abi::exit::Exit;
 use abi::host::HostCall;
 use abi::{Error, VmHandle, guest, smccc};
 use hyp::addr::Gfn;
-use hyp::ownership::query::AbortAnswer;
+use hyp::ownership::query::{AbortAnswer, GuestPage};
 use hyp::testing::{Step, World, this_cpu};
 use hyp::vm::context::{Context, Trap};
 use spec::{Call, Outcome, Run, step};
@@ -177,7 +177,12 @@ impl Stage {
         match self.run(vm, vcpu, (0..TRIES).map(again).collect()) {
             Err(error) => not_entered(error),
             Ok(_) if *stored.lock().expect("nobody fails here") => Outcome::Done(1),
-            Ok(_) => Outcome::Missing(gfn),
+            Ok(_) => {
+                // Of poison, which stays, the host is not told: the guest takes an abort for each try.
+                let page = Gfn::new(WINDOW.gfn + gfn).expect("a guest page");
+                let found = self.core().hyp.guest_page(self.real.handle(vm), page);
+                if found == GuestPage::Poisoned { Outcome::Aborted } else { Outcome::Missing(gfn) }
+            }
         }
     }
 
