@@ -2,8 +2,8 @@
 //!
 //! Everything that the core does to hardware goes through this trait: reading and writing descriptors,
 //! making them visible to table walkers, dropping translations, wiping and cleaning pages, running a guest.
-//! `arch::El2` implements it for EL2 and `sim::Sim` for tests on the build machine, so that the same
-//! core runs in both, and a checker in between sees each step.
+//! `arch::El2` implements it for EL2 and `testing::TestMachine`, over `sim::Sim`, for tests on the build machine, so
+//! that the same core runs in both, and a checker in between sees each step.
 
 use crate::addr::{Gfn, Pages, Pfn, PhysAddr, Vpn};
 use crate::vm::context::{Context, Trap};
@@ -76,7 +76,7 @@ pub trait Machine {
     /// Cleans and invalidates the data cache for a page to the point of coherency, likewise.
     fn clean(&self, page: Pfn);
 
-    /// Whether a page that changes hands must be cleaned: not where stage 2 forces write-back (FEAT_S2FWB).
+    /// Whether a page that is donated must be cleaned: not where stage 2 forces write-back (FEAT_S2FWB).
     fn needs_clean(&self) -> bool;
 
     /// Invalidates the instruction caches of all CPUs.

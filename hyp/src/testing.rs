@@ -369,6 +369,24 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "EL2 has no mapping of page 0x40005, a table that it uses")]
+    fn a_table_that_is_the_hosts_is_noticed() {
+        let world = World::new();
+        world.hyp.machine().read_descriptor(world.hyp.machine().ram(5, 1).start().base());
+    }
+
+    #[test]
+    #[should_panic(expected = "FreedWhileLinked")]
+    fn a_table_that_is_wiped_while_it_is_in_use_is_noticed() {
+        let world = World::new();
+        let roots = [world.hyp.host_stage2().root, world.hyp.hyp_root()];
+        let mut image = (HYP_START..HYP_START + HYP_PAGES).filter_map(Pfn::new);
+        let is_lower = |page: &Pfn| !roots.contains(page) && world.sim().is_table(page.base().as_u64());
+        world.hyp.machine().wipe(image.find(is_lower).expect("a table below a root"));
+        world.check();
+    }
+
+    #[test]
     fn a_word_that_the_host_shares_changes_between_two_loads() {
         let world = World::new();
         world.change_at_load(9, 3, 2, 0x1234);

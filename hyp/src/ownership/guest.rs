@@ -116,11 +116,11 @@ pub fn unshare_host<M: Machine>(
     guest.change_pieces(machine, gfns, |guest, piece| {
         // The host's access is gone from every TLB before the guest may call the pages private.
         host.annotate(machine, piece, guest.handle);
-        if machine.needs_clean() {
-            // What the host left in the caches must not overwrite what the guest stores past them.
-            for page in piece.pfns.iter() {
-                machine.clean(page);
-            }
+        // What the host left in the caches must not overwrite what the guest stores past them; and what it stored past
+        // them must not come to light behind a line that the guest has read. The host chooses how it maps memory, with
+        // or without FEAT_S2FWB.
+        for page in piece.pfns.iter() {
+            machine.clean(page);
         }
         guest.mark(machine, piece, Sharing::Owned);
     });
@@ -418,14 +418,19 @@ mod tests {
     }
 
     #[test]
-    fn unshare_leaves_no_dirty_line_of_the_host() {
-        let world = World::new();
-        let vm = guest(&world, &[5]);
-        assert_eq!(world.hyp.guest_share_host(vm, run(0, 1)), Ok(1));
-        let pa = (RAM_START + 5) << 12;
-        world.sim().write_bytes(pa, b"hostdata");
-        assert_eq!(world.hyp.guest_unshare_host(vm, run(0, 1)), Ok(1));
-        assert!(!world.sim().is_dirty(pa), "it could be written back over what the guest stores");
+    fn unshare_leaves_no_line_of_the_host_whatever_stage_2_forces() {
+        for forces_write_back in [false, true] {
+            let world = World::new();
+            if forces_write_back {
+                world.hyp.machine().force_write_back();
+            }
+            let vm = guest(&world, &[5]);
+            assert_eq!(world.hyp.guest_share_host(vm, run(0, 1)), Ok(1));
+            let pa = (RAM_START + 5) << 12;
+            world.sim().write_bytes(pa, b"hostdata");
+            assert_eq!(world.hyp.guest_unshare_host(vm, run(0, 1)), Ok(1));
+            assert!(!world.sim().is_dirty(pa), "it could be written back over what the guest stores");
+        }
     }
 
     #[test]

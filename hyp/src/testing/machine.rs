@@ -64,7 +64,8 @@ pub struct TestMachine {
     records: Mutex<Vec<Vec<RecordPage>>>,
     /// Sizes of the records that were cleaned to memory.
     cleaned: Mutex<Vec<usize>>,
-    needs_clean: bool,
+    /// Stage 2 forces write-back memory.
+    forces_write_back: AtomicBool,
 }
 
 /// Records stand in memory of the test, aligned as a page is.
@@ -101,7 +102,7 @@ impl TestMachine {
             serrors: Mutex::default(),
             records: Mutex::default(),
             cleaned: Mutex::default(),
-            needs_clean: true,
+            forces_write_back: AtomicBool::new(false),
         }
     }
 
@@ -116,6 +117,11 @@ impl TestMachine {
             self.steps.fetch_add(1, Ordering::Relaxed);
         }
         &self.sim
+    }
+
+    /// From now on stage 2 forces write-back memory, as with FEAT_S2FWB.
+    pub fn force_write_back(&self) {
+        self.forces_write_back.store(true, Ordering::Relaxed);
     }
 
     /// From now on other CPUs may go on before each step, or not.
@@ -269,6 +275,10 @@ impl Machine for TestMachine {
     }
 
     fn wipe(&self, page: Pfn) {
+        // Who wipes a page is about to give it away: a table must be out of use by then, and out of all TLBs.
+        if self.sim.is_table(page.base().as_u64()) {
+            self.sim.free_table(page.base().as_u64());
+        }
         self.step().wipe_page(page.base().as_u64());
     }
 
@@ -277,7 +287,7 @@ impl Machine for TestMachine {
     }
 
     fn needs_clean(&self) -> bool {
-        self.needs_clean
+        !self.forces_write_back.load(Ordering::Relaxed)
     }
 
     fn invalidate_icache(&self) {
