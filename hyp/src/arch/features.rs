@@ -32,6 +32,8 @@ pub struct Features {
     pub fgt: bool,
     /// FEAT_FGT2.
     pub fgt2: bool,
+    /// FEAT_TRF: self-hosted trace.
+    pub trace_filter: bool,
     /// FEAT_RAS.
     pub ras: bool,
     /// FEAT_MPAM.
@@ -66,7 +68,8 @@ impl Features {
         let mmfr1 = ID_AA64MMFR1_EL1.get();
         let mmfr2 = ID_AA64MMFR2_EL1.get();
         let mmfr3 = ID_AA64MMFR3_EL1.get();
-        let pmu = field(ID_AA64DFR0_EL1.get(), 8);
+        let dfr0 = ID_AA64DFR0_EL1.get();
+        let pmu = field(dfr0, 8);
         let pauth = [field(isar1, 4), field(isar1, 8), field(isar1, 24), field(isar1, 28)];
         let pauth_qarma3 = [field(isar2, 8), field(isar2, 12)];
         Self {
@@ -81,6 +84,7 @@ impl Features {
             hcx: field(mmfr1, 40) != 0,
             fgt: field(mmfr0, 56) != 0,
             fgt2: field(mmfr0, 56) >= 2,
+            trace_filter: field(dfr0, 40) != 0,
             ras: field(pfr0, 28) != 0,
             mpam: field(pfr0, 40) != 0 || field(pfr1, 16) != 0,
             mops: field(isar2, 16) != 0,

@@ -20,7 +20,7 @@ use super::panic::PANICKING;
 use super::registers::{
     HCRX_EL2, HDFGRTR_EL2, HDFGRTR2_EL2, HDFGWTR_EL2, HDFGWTR2_EL2, HFGITR_EL2, HFGITR2_EL2, HFGRTR_EL2,
     HFGRTR2_EL2, HFGWTR_EL2, HFGWTR2_EL2, HPFAR_EL2, ICC_SRE_EL2, ICH_HCR_EL2, MPAM2_EL2, PMCR_EL0,
-    PMSELR_EL0, PMUSERENR_EL0, TPIDR2_EL0, VDISR_EL2, VSESR_EL2,
+    PMSELR_EL0, PMUSERENR_EL0, TPIDR2_EL0, TRFCR_EL1, VDISR_EL2, VSESR_EL2,
 };
 use super::traps::{self, hcr};
 use crate::machine::Stage2Id;
@@ -143,8 +143,9 @@ mod feature {
     pub(super) const FGT2: u32 = 1 << 7;
     pub(super) const MPAM: u32 = 1 << 8;
     pub(super) const SME: u32 = 1 << 9;
+    pub(super) const TRACE_FILTER: u32 = 1 << 10;
     /// Those that few CPUs have and no budget counts.
-    pub(super) const RARE: u32 = HCX | FGT | FGT2 | MPAM;
+    pub(super) const RARE: u32 = HCX | FGT | FGT2 | MPAM | TRACE_FILTER;
 }
 
 /// What the first CPU that asked has; Deed runs on CPUs that are alike.
@@ -173,6 +174,7 @@ fn probe() -> u32 {
         (features.hcx, feature::HCX),
         (features.fgt, feature::FGT),
         (features.fgt2, feature::FGT2),
+        (features.trace_filter, feature::TRACE_FILTER),
         (features.mpam, feature::MPAM),
         (features.sme, feature::SME),
     ];
@@ -321,6 +323,11 @@ fn load_rare(features: u32, traps: &mut HostTraps) {
         traps.mpam2_el2 = MPAM2_EL2.get();
         MPAM2_EL2.set(traps::GUEST_MPAM2);
     }
+    if features & feature::TRACE_FILTER != 0 {
+        // Guests are not traced, whatever the host traces of itself.
+        traps.trfcr_el1 = TRFCR_EL1.get();
+        TRFCR_EL1.set(0);
+    }
     if features & feature::FGT != 0 {
         let [a, b, c, d, e, ..] = &mut traps.fine_grained;
         (*a, *b, *c) = (HFGRTR_EL2.get(), HFGWTR_EL2.get(), HFGITR_EL2.get());
@@ -342,6 +349,9 @@ fn unload_rare(features: u32, traps: &HostTraps) {
     }
     if features & feature::MPAM != 0 {
         MPAM2_EL2.set(traps.mpam2_el2);
+    }
+    if features & feature::TRACE_FILTER != 0 {
+        TRFCR_EL1.set(traps.trfcr_el1);
     }
     let [a, b, c, d, e, f, g, h, i, j] = traps.fine_grained;
     if features & feature::FGT != 0 {

@@ -117,6 +117,7 @@ pub struct HostTraps {
     pub pmselr_el0: u64,
     pub hcrx_el2: u64,
     pub mpam2_el2: u64,
+    pub trfcr_el1: u64,
     /// HFGRTR, HFGWTR, HFGITR, HDFGRTR, HDFGWTR, and the second of each (FEAT_FGT, FEAT_FGT2).
     pub fine_grained: [u64; 10],
 }
