@@ -218,3 +218,62 @@ impl Words {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::addr::{Gfn, Pages, Pfn};
+    use crate::pgtable::stage2::{Entry, Page, Sharing};
+    use crate::testing::{CPUS, RAM_START, World};
+    use abi::VmFlags;
+    use abi::host::HostCall;
+    use abi::page::Permissions;
+
+    const GFN: u64 = 0x8_0000;
+
+    #[test]
+    fn no_bit_that_hardware_uses_changes_in_place() {
+        let world = World::new();
+        let vm = world.protected_vm();
+        world.ok(HostCall::DonateGuest { vm, pfn: RAM_START + 4, gfn: GFN, pages: 2 });
+        let gfns = Pages::<Gfn>::from_raw(GFN, 1).unwrap();
+        let all = Permissions::ALL;
+        let (constant, data) = (Permissions { write: false, ..all }, Permissions { execute: false, ..all });
+        // Less, other and more rights; another page.
+        for (page, permissions) in [(4, constant), (4, data), (4, all), (5, all), (4, constant)] {
+            for cpu in 0..CPUS {
+                world.sim().speculate(cpu, world.guest(vm));
+            }
+            let pfn = Pfn::new(RAM_START + page).unwrap();
+            let entry = Entry::Page(Page { pfn, sharing: Sharing::Owned, permissions });
+            world.hyp.with_vm(vm, |vm| {
+                let space = &mut vm.space;
+                space.table.set(world.hyp.machine(), gfns, &mut space.cache, entry);
+            });
+            world.check();
+            assert_eq!(world.guest_reads(vm, GFN), Some(page));
+            let write = world.sim().access_stage2(0, world.guest(vm), GFN << 12, sim::Access::Write);
+            assert_eq!(write.is_ok(), permissions.write, "{permissions:?}");
+        }
+    }
+
+    #[test]
+    fn the_host_is_never_without_a_page_that_it_lends() {
+        let world = World::new();
+        let [one, other] = [0x1000, 0x1100].map(|root| world.vm(VmFlags::default(), root, 8));
+        let lend = |vm, pages| {
+            let call =
+                HostCall::ShareGuest { vm, pfn: RAM_START + 4, gfn: 3, pages, permissions: Permissions::ALL };
+            assert_eq!(world.ok(call), pages);
+        };
+        // Splits the block that the page is in.
+        lend(one, 2);
+        world.sim().clear();
+        lend(other, 1);
+        world.ok(HostCall::UnshareGuest { vm: one, gfn: 4, pages: 1 });
+        let host = world.host().vmid;
+        let is_hosts =
+            |event: &sim::Event| matches!(event, sim::Event::TlbiStage2Ipa { vmid, .. } if *vmid == host);
+        assert!(!world.sim().events().iter().any(is_hosts), "no entry of the host's is broken");
+        world.check();
+    }
+}
