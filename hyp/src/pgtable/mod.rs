@@ -333,4 +333,20 @@ mod tests {
         assert_eq!(table.tables_needed(&machine, Pages::one(far)), 1);
         assert_eq!(table.tables_needed(&machine, near), 0);
     }
+
+    #[test]
+    fn a_block_of_blocks_loses_one_page_and_shows_the_others_where_they_were() {
+        let machine = TestMachine::new();
+        let (mut table, mut pool, _) = table(&machine);
+        let gfns = Pages::<Gfn>::from_raw(Level::ONE.pages(), Level::ONE.pages()).unwrap();
+        let shown = |offset| page(Pfn::new(2 * Level::ONE.pages() + offset).unwrap());
+        table.set(&machine, gfns, &mut pool, shown(0));
+        let hole = gfns.get(0x1234).unwrap();
+        table.set(&machine, Pages::one(hole), &mut pool, Entry::Empty);
+        assert_eq!(table.entry(&machine, hole), Some(Entry::Empty));
+        for offset in [0, 0x1ff, 0x200, 0x1000, 0x1233, 0x1235, 0x1400, 0x3_ffff] {
+            let gfn = gfns.get(offset).unwrap();
+            assert_eq!(table.entry(&machine, gfn), Some(shown(offset)), "{offset:#x}");
+        }
+    }
 }
