@@ -58,6 +58,7 @@ enum Verb {
     Model(verbs::model::Args),
     Fuzz(verbs::fuzz::Args),
     Bench(verbs::bench::Args),
+    Coverage(verbs::coverage::Args),
 }
 
 fn main() -> ExitCode {
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         Verb::Model(args) => verbs::model::run(&args),
         Verb::Fuzz(args) => verbs::fuzz::run(&tree, &args),
         Verb::Bench(args) => verbs::bench::run(&tree, &args),
+        Verb::Coverage(args) => verbs::coverage::run(&tree, &args),
     });
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -64,6 +64,74 @@ pub(crate) struct Row {
     pub(crate) floor: Option<&'static str>,
 }
 
+/// How much of something was run: of everything, or of one file or function.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Covered {
+    pub(crate) what: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) function: Option<String>,
+    pub(crate) covered: u64,
+    pub(crate) total: u64,
+    /// Rounded down to one digit behind the point.
+    pub(crate) percent: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) target: Option<u64>,
+}
+
+impl Covered {
+    /// So many of so many.
+    pub(crate) fn new(what: &'static str, covered: usize, total: usize) -> Self {
+        let (covered, total) = (covered as u64, total as u64);
+        Self {
+            what,
+            file: None,
+            function: None,
+            covered,
+            total,
+            percent: percent(covered, total),
+            target: None,
+        }
+    }
+
+    /// The same, of one file.
+    pub(crate) fn of_file(self, name: &str) -> Self {
+        Self { file: Some(name.to_owned()), ..self }
+    }
+
+    /// The same, with so many percent to reach.
+    pub(crate) fn against(self, target: u64) -> Self {
+        Self { target: Some(target), ..self }
+    }
+
+    /// Adds what was run of another part.
+    pub(crate) fn add(&mut self, part: &Self) {
+        self.covered += part.covered;
+        self.total += part.total;
+        self.percent = percent(self.covered, self.total);
+    }
+
+    /// Whether the target is reached, where there is one.
+    pub(crate) fn is_enough(&self) -> bool {
+        self.target.is_none_or(|target| self.covered * 100 >= target * self.total)
+    }
+}
+
+fn percent(covered: u64, total: u64) -> f64 {
+    (covered * 1000).checked_div(total).unwrap_or(0) as f64 / 10.0
+}
+
+/// The rows of a report.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Rows {
+    /// Of `bench`.
+    Counted(Vec<Row>),
+    /// Of `coverage`.
+    Covered(Vec<Covered>),
+}
+
 /// Versions and machine of a run.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Environment {
@@ -97,7 +165,7 @@ pub(crate) struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) depth: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) rows: Option<Vec<Row>>,
+    pub(crate) rows: Option<Rows>,
 }
 
 impl Report {
@@ -162,6 +230,21 @@ mod tests {
             "deed": 1, "verb": "qemu", "pass": true, "env": {"rustc": "", "smp": 2},
             "steps": [{"name": "a", "expected": "1", "observed": "1", "pass": true}],
         });
+        assert_eq!(json, expected);
+    }
+
+    #[test]
+    fn what_was_covered_is_rounded_down_and_judged_exactly() {
+        let mut lines = Covered::new("lines", 900, 1000).against(95);
+        assert!(!lines.is_enough());
+        lines.add(&Covered::new("lines", 1849, 1895));
+        assert_eq!((lines.covered, lines.total, lines.percent), (2749, 2895, 94.9));
+        assert!(!lines.is_enough());
+        assert!(Covered::new("lines", 95, 100).against(95).is_enough());
+        let json =
+            serde_json::to_value(Rows::Covered(vec![Covered::new("lines", 1, 8).of_file("a.rs")])).unwrap();
+        let expected =
+            serde_json::json!([{"what": "lines", "file": "a.rs", "covered": 1, "total": 8, "percent": 12.5}]);
         assert_eq!(json, expected);
     }
 

@@ -194,6 +194,42 @@ impl Need {
     }
 }
 
+/// LLVM's readers of the profiles that instrumented programs write. They must be of the compiler's LLVM or a later
+/// one.
+#[derive(Debug)]
+pub(crate) struct ProfileTools {
+    pub(crate) cov: PathBuf,
+    pub(crate) profdata: PathBuf,
+}
+
+impl ProfileTools {
+    /// Finds rustup's tools or Debian's; installs Debian's if there are none.
+    pub(crate) fn ensure() -> Result<Self> {
+        let version = output_of(Command::new("rustc").arg("-vV")).context("the compiler does not run")?;
+        let llvm = llvm_of(&version).context("the compiler does not say which LLVM it has")?;
+        if let Some(tools) = Self::find(llvm) {
+            return Ok(tools);
+        }
+        let package = format!("llvm-{llvm}");
+        install(&[&package])?;
+        Self::find(llvm).with_context(|| format!("no llvm-cov of LLVM {llvm} after {package} was installed"))
+    }
+
+    fn find(llvm: u32) -> Option<Self> {
+        let own = rustup_programs();
+        let debian = Some(PathBuf::from(format!("/usr/lib/llvm-{llvm}/bin")));
+        let mut folders = own.into_iter().chain(debian);
+        let folder = folders.find(|folder| folder.join("llvm-cov").is_file())?;
+        Some(Self { cov: folder.join("llvm-cov"), profdata: folder.join("llvm-profdata") })
+    }
+}
+
+/// The major version of LLVM in what `rustc -vV` prints.
+fn llvm_of(version: &str) -> Option<u32> {
+    let version = version.lines().find_map(|line| line.strip_prefix("LLVM version: "))?;
+    version.split('.').next()?.parse().ok()
+}
+
 /// Every package and tool that `setup` may install, by route: the same text on every machine.
 pub(crate) fn plan() -> String {
     let debian: Vec<&str> = Need::ALL.iter().flat_map(|need| need.packages(Route::Debian)).copied().collect();
@@ -210,7 +246,10 @@ pub(crate) fn plan() -> String {
          apt-get install --no-install-recommends {}\n\
          \n\
          DEED_TOOLCHAIN not set\n\
-         rustup's target if it is installed; else Debian's compiler if it is; else as for rustup; else as for debian\n",
+         rustup's target if it is installed; else Debian's compiler if it is; else as for rustup; else as for debian\n\
+         \n\
+         # `cargo xtask coverage` alone, where rustup has no llvm-tools. N is the LLVM of `rustc -vV`.\n\
+         apt-get install --no-install-recommends llvm-N\n",
         debian.join(" "),
         rustup.join(" "),
     )
@@ -239,13 +278,16 @@ fn add_rustup_target() -> Result<bool> {
     Ok(command.status().is_ok_and(|status| status.success()) && has_rustup_target())
 }
 
+/// The folder of the programs that come with rustup's compiler.
+fn rustup_programs() -> Option<PathBuf> {
+    let sysroot = output_of(Command::new("rustc").args(["--print", "sysroot"]))?;
+    let host = output_of(Command::new("rustc").args(["--print", "host-tuple"]))?;
+    Some(Path::new(&sysroot).join("lib/rustlib").join(host).join("bin"))
+}
+
 fn find_linker() -> Result<PathBuf> {
     let candidates = || {
-        let sysroot = output_of(Command::new("rustc").args(["--print", "sysroot"]));
-        let host = output_of(Command::new("rustc").args(["--print", "host-tuple"]));
-        let own = sysroot.zip(host).map(|(sysroot, host)| {
-            Path::new(sysroot.trim()).join("lib/rustlib").join(host.trim()).join("bin/rust-lld")
-        });
+        let own = rustup_programs().map(|folder| folder.join("rust-lld"));
         let gnu = PathBuf::from("/usr/bin/aarch64-linux-gnu-ld");
         own.into_iter().chain([gnu]).find(|path| path.is_file())
     };
@@ -332,6 +374,12 @@ mod tests {
             }
         }
         assert!(plan.contains(TARGET));
+    }
+
+    #[test]
+    fn the_llvm_of_a_compiler_is_read() {
+        assert_eq!(llvm_of("rustc 1.95.0 (5 2026)\nhost: x86\nLLVM version: 22.1.2"), Some(22));
+        assert_eq!(llvm_of("rustc 1.95.0 (5 2026)\nhost: x86"), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::budget::{self, Allowance};
 use crate::console::Counted;
 use crate::elf;
 use crate::images::Builder;
-use crate::report::{Check, Report, Row};
+use crate::report::{Check, Report, Row, Rows};
 use crate::scenario::{Overrides, Scenario};
 use crate::toolchain::{Need, Toolchain};
 use crate::tree::Tree;
@@ -83,7 +83,7 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
         let above = rows.iter().filter(|row| row.peer.is_some_and(|peer| row.min > peer)).count();
         println!("{verdict}: {} rows, {over} above their budget, {above} above pKVM", rows.len());
         report.steps = Some(checks);
-        report.rows = Some(rows);
+        report.rows = Some(Rows::Counted(rows));
         Ok(pass)
     })
 }

@@ -3,6 +3,7 @@
 
 pub(crate) mod abi;
 pub(crate) mod bench;
+pub(crate) mod coverage;
 pub(crate) mod fuzz;
 pub(crate) mod lint;
 pub(crate) mod model;
