@@ -45,6 +45,8 @@ pub(crate) struct Options {
     pub(crate) timeout: Option<u64>,
     /// Name of the run and of its log.
     pub(crate) label: String,
+    /// More options of QEMU.
+    pub(crate) more: Vec<String>,
 }
 
 /// What a run showed.
@@ -228,6 +230,7 @@ impl<'a> Start<'a> {
 
     fn run(&self, tree: &Tree, options: &Options, log: &std::path::Path) -> Result<(Console, Ending)> {
         let mut command = self.command(options.gdb, options.oracle || options.replay);
+        command.args(&options.more);
         if options.verbose {
             eprintln!("{}", command_line(&command));
         }

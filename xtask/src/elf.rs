@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use object::elf::{FileHeader64, PT_LOAD};
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
-use object::{LittleEndian, Object, ObjectSymbol};
+use object::{LittleEndian, Object, ObjectSection, ObjectSymbol};
 use std::collections::HashMap;
 
 /// An image that spans more than this is a mistake in a linker script.
@@ -60,6 +60,24 @@ pub(crate) fn symbols(elf: &[u8]) -> Result<HashMap<String, u64>> {
     let file = ElfFile64::<LittleEndian>::parse(elf).context("not an ELF file for this machine")?;
     let named = file.symbols().filter_map(|symbol| Some((symbol.name().ok()?.to_owned(), symbol.address())));
     Ok(named.collect())
+}
+
+/// A section: where it lies, what is in it, and address and name of each symbol in it.
+#[derive(Debug)]
+pub(crate) struct Section<'a> {
+    pub(crate) address: u64,
+    pub(crate) content: &'a [u8],
+    pub(crate) symbols: Vec<(u64, String)>,
+}
+
+/// Returns the section of a name.
+pub(crate) fn section<'a>(elf: &'a [u8], name: &str) -> Result<Section<'a>> {
+    let file = ElfFile64::<LittleEndian>::parse(elf).context("not an ELF file for this machine")?;
+    let section = file.section_by_name(name).with_context(|| format!("no section {name}"))?;
+    let symbols = file.symbols().filter(|symbol| symbol.section_index() == Some(section.index()));
+    let symbols =
+        symbols.filter_map(|symbol| Some((symbol.address(), symbol.name().ok()?.to_owned()))).collect();
+    Ok(Section { address: section.address(), content: section.data()?, symbols })
 }
 
 /// Checks that flat bytes begin with an arm64 Linux image header that covers them

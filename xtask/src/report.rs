@@ -100,6 +100,11 @@ impl Covered {
         Self { file: Some(name.to_owned()), ..self }
     }
 
+    /// The same, of one function.
+    pub(crate) fn of_function(self, name: &str) -> Self {
+        Self { function: Some(name.to_owned()), ..self }
+    }
+
     /// The same, with so many percent to reach.
     pub(crate) fn against(self, target: u64) -> Self {
         Self { target: Some(target), ..self }

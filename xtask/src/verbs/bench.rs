@@ -57,6 +57,7 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
                 control: false,
                 timeout: None,
                 label: format!("bench-{name}"),
+                more: Vec::new(),
             };
             let outcome = boot::scenario(tree, &mut builder, &scenario, &machine, &options)?;
             counted.extend(rows_of(&outcome, &machine.memory)?);

@@ -309,6 +309,7 @@ impl Lab {
             control: false,
             timeout: None,
             label: name.to_owned(),
+            more: Vec::new(),
         };
         let machine = scenario.machine(&Overrides::default());
         boot::scenario(&self.tree, &mut builder, &scenario, &machine, &options)

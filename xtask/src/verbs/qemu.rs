@@ -73,6 +73,7 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
             control: !args.gdb && !args.oracle,
             timeout: args.timeout,
             label: scenario.name.clone(),
+            more: Vec::new(),
         };
         let outcome = boot::scenario(tree, &mut builder, &scenario, &machine, &options)?;
         let pass = outcome.pass();

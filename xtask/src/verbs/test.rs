@@ -158,6 +158,7 @@ fn emulator(tree: &Tree, args: &Args, toolchain: &Toolchain, steps: &mut Vec<Che
             control: *label == scenario.name,
             timeout: None,
             label: label.clone(),
+            more: Vec::new(),
         };
         let outcome = boot::scenario(tree, &mut builder, scenario, &scenario.machine(by_hand), &options);
         let outcome = outcome.unwrap_or_else(|error| Outcome::could_not_be_made(tree, &options, &error));
@@ -187,16 +188,16 @@ fn emulator(tree: &Tree, args: &Args, toolchain: &Toolchain, steps: &mut Vec<Che
 }
 
 /// One boot.
-struct Boot {
-    label: String,
-    scenario: Scenario,
+pub(super) struct Boot {
+    pub(super) label: String,
+    pub(super) scenario: Scenario,
     /// What differs of the machine.
-    by_hand: Overrides,
-    oracle: bool,
+    pub(super) by_hand: Overrides,
+    pub(super) oracle: bool,
 }
 
 /// The boots of a scenario.
-fn boots_of(scenario: Scenario, matrix: bool, release: bool) -> Vec<Boot> {
+pub(super) fn boots_of(scenario: Scenario, matrix: bool, release: bool) -> Vec<Boot> {
     let mut machines = Vec::new();
     if matrix && scenario.matrix {
         for memory in MEMORIES {

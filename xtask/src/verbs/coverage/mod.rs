@@ -3,7 +3,9 @@
 //! | file | what is counted |
 //! |---|---|
 //! | [`sources`] | lines and branches of `hyp`, `spec` and `abi`, on the build machine |
+//! | [`image`] | instructions of the EL2 image, in QEMU |
 
+mod image;
 mod sources;
 
 use crate::report::{Check, Covered, Report, Rows};
@@ -12,12 +14,19 @@ use crate::tree::Tree;
 use anyhow::Result;
 use std::path::PathBuf;
 
-/// Tell which lines and branches of hyp, spec and abi the tests of the build machine run.
+/// Tell which lines and branches of hyp, spec and abi the tests of the build machine run, and which instructions of the
+/// EL2 image the boots of qemu/scenarios.
 ///
-/// Fails below 95 % of lines or 85 % of branches. Installs Debian's LLVM of the compiler's version, for its readers of
+/// Fails below 95 % of lines, 85 % of branches or 85 % of instructions. Installs Debian's LLVM of the compiler's version, for its readers of
 /// profiles, if neither that nor rustup's llvm-tools are there.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// Only lines and branches, on the build machine.
+    #[arg(long, conflicts_with = "emulator")]
+    unit: bool,
+    /// Only instructions, in QEMU.
+    #[arg(long)]
+    emulator: bool,
     /// Pass although a target is missed.
     #[arg(long)]
     accept_below: bool,
@@ -33,7 +42,19 @@ pub(crate) struct Args {
 pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
     Report::new("coverage").around(args.json.as_deref(), |report| {
         report.env.rustc = Toolchain::version_of_build_machine();
-        let (checks, mut rows) = sources::measure(tree, args.verbose)?;
+        let (mut checks, mut rows) = (Vec::new(), Vec::new());
+        if !args.emulator {
+            let (more, lines) = sources::measure(tree, args.verbose)?;
+            checks.extend(more);
+            rows.extend(lines);
+        }
+        if !args.unit {
+            let (env, more, instructions) = image::measure(tree, args)?;
+            report.env = env;
+            image::tell(&instructions, args.verbose);
+            checks.extend(more);
+            rows.extend(instructions);
+        }
         rows.sort_by_key(|row| row.target.is_none());
         let pass = tell(&checks, &rows, args.accept_below);
         report.steps = Some(checks);

@@ -74,6 +74,7 @@ fn play(tree: &Tree, args: &super::Args, report: &mut Report) -> Result<bool> {
         control: false,
         timeout: Some(time_limit(args)),
         label: "fuzz-emulator".to_owned(),
+        more: Vec::new(),
     };
     let outcome = boot::scenario(tree, &mut builder, &scenario, &machine, &options)?;
     let text = std::fs::read_to_string(&outcome.log).unwrap_or_default();
