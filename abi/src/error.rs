@@ -88,4 +88,12 @@ mod tests {
         assert_eq!(Error::from_word(0), Some(Ok(())));
         assert_eq!(Error::from_word(5), None);
     }
+
+    #[test]
+    fn every_error_has_words_of_its_own() {
+        extern crate std;
+        use std::string::ToString;
+        let texts: std::collections::BTreeSet<_> = Error::ALL.iter().map(ToString::to_string).collect();
+        assert_eq!(texts.len(), Error::ALL.len());
+    }
 }

@@ -445,4 +445,72 @@ mod tests {
             world.hyp.hyp.lock().table.entry(world.hyp.machine(), Vpn::new(0).unwrap()).flatten().is_none()
         );
     }
+
+    #[test]
+    fn machines_that_cannot_be_held_are_refused_and_each_refusal_says_why() {
+        let refused = |change: &dyn Fn(&mut Setup)| {
+            let machine = TestMachine::new();
+            let mut setup = setup(&machine, 0x40);
+            change(&mut setup);
+            Hypervisor::new(machine, &setup).err()
+        };
+        let pages = |first, count| Pages::<Pfn>::from_raw(first, count).unwrap();
+        assert_eq!(refused(&|_| ()), None);
+        for bits in [31, 41] {
+            assert_eq!(refused(&|setup| setup.ipa_bits = bits), Some(SetupError::AddressWidth(bits)));
+        }
+        let far = pages(0xf_ffff, 2);
+        let beyond = |setup: &mut Setup| {
+            setup.ipa_bits = 32;
+            setup.ram.push(far);
+        };
+        assert_eq!(refused(&beyond), Some(SetupError::BeyondHost(far)));
+        let unmapped = |setup: &mut Setup| {
+            let last = Vpn::new((1 << (VA_BITS - 12)) - 1).unwrap();
+            setup.hyp_map[0].va = last;
+        };
+        let text = crate::testing::setup(&TestMachine::new(), 0x40).hyp_map[0].pages;
+        assert_eq!(refused(&unmapped), Some(SetupError::BeyondHost(text)));
+        // Each of these leaves a piece of RAM before it, and the last and the image one behind them.
+        let pieces = |setup: &mut Setup| {
+            while setup.ram.len() < setup.ram.capacity() {
+                setup.ram.push(pages(0x1_0000 + 2 * setup.ram.len() as u64, 1));
+            }
+            while setup.no_map.len() < setup.no_map.capacity() {
+                let page = crate::testing::RAM_START + 0x1000 + 2 * setup.no_map.len() as u64;
+                setup.no_map.push(pages(page, 1));
+            }
+        };
+        assert_eq!(refused(&pieces), Some(SetupError::TooManyRegions));
+        for count in 1..=2 {
+            let small = |setup: &mut Setup| setup.pool = pages(setup.pool.start().as_u64(), count);
+            assert_eq!(refused(&small), Some(SetupError::PoolTooSmall));
+        }
+        let errors = [
+            SetupError::TooManyRegions,
+            SetupError::BeyondHost(far),
+            SetupError::PoolTooSmall,
+            SetupError::AddressWidth(31),
+            SetupError::NoRecordMemory,
+        ];
+        let texts: std::collections::BTreeSet<String> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(texts.len(), errors.len(), "{texts:?}");
+        assert!(texts.contains("pages 0xfffff to 0x100001 are beyond the host's addresses"), "{texts:?}");
+    }
+
+    #[test]
+    fn aborts_and_calls_are_counted_for_what_they_were() {
+        let world = crate::testing::World::new();
+        let page = |pfn| crate::addr::Gfn::new(pfn).unwrap();
+        let counters = || {
+            let Counters { aborts_injected, aborts_retried, host_calls, .. } = &world.hyp.counters;
+            [aborts_injected, aborts_retried, host_calls].map(|counter| counter.load(Ordering::Relaxed))
+        };
+        assert_eq!(world.hyp.host_abort(page(crate::testing::RAM_START), Access::Write), AbortAnswer::Retry);
+        assert_eq!(counters(), [0, 1, 0]);
+        assert_eq!(world.hyp.host_abort(page(crate::testing::HYP_START), Access::Read), AbortAnswer::Inject);
+        assert_eq!(world.hyp.count_injected(), AbortAnswer::Inject);
+        world.ok(HostCall::Version);
+        assert_eq!(counters(), [2, 1, 1]);
+    }
 }

@@ -69,3 +69,50 @@ pub fn is_honest<const P: usize, const V: usize, const G: usize>(state: &State<P
         _ => true,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use abi::page::Pool;
+
+    #[test]
+    fn a_host_that_means_well_gives_nothing_away_that_is_mapped_or_held() {
+        let mut state: State<6, 1, 2> = State::new();
+        state.pages[1].mapped = true;
+        state.pages[4].held = true;
+        let calls = |first| {
+            let pfns = Run { first, count: 2 };
+            [
+                Call::PoolTopUp { pool: Pool::Tables, pfns },
+                Call::VmTopUp { vm: 0, pfns },
+                Call::DonateGuest { vm: 0, pfn: first, gfn: 0, count: 2 },
+                Call::VmCreate { protected: true, immediate: false, root: first },
+            ]
+        };
+        for first in [0, 1, 3, 4] {
+            for call in calls(first) {
+                assert!(!is_honest(&state, call), "{call:?}");
+            }
+            assert!(
+                is_honest(&state, Call::ShareHyp { pfns: Run { first, count: 2 } }),
+                "it stays the host's"
+            );
+        }
+        for call in calls(2) {
+            assert!(is_honest(&state, call), "{call:?}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_means_well_acknowledges_only_what_it_has_let_go_of() {
+        let mut state: State<2, 1, 3> = State::new();
+        state.vms[0].entries[0] = GuestEntry::Page { pfn: 1, sharing: Sharing::Shared };
+        let ack = Call::UnshareAck { vm: 0, vcpu: 1 };
+        assert!(is_honest(&state, ack), "nothing is asked for");
+        state.vms[0].pending[1] = Some(Run { first: 0, count: 2 });
+        assert!(is_honest(&state, ack));
+        state.pages[1].held = true;
+        assert!(!is_honest(&state, ack));
+        assert!(is_honest(&state, Call::UnshareAck { vm: 0, vcpu: 0 }), "another vCPU asks for nothing");
+    }
+}

@@ -211,3 +211,159 @@ pub fn broken_for_honest_host<const P: usize, const V: usize, const G: usize>(
         state.pages.iter().any(|page| (page.mapped || page.held) && !page.host_state().is_accessible());
     dead.then_some("host: a program's mapping is dead, though the host means well")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Run;
+    use abi::page::Permissions;
+
+    type Small = State<4, 2, 2>;
+
+    const LENT: GuestEntry = GuestEntry::Page { pfn: 2, sharing: Sharing::Borrowed(Permissions::ALL) };
+    const SHARED: GuestEntry = GuestEntry::Page { pfn: 1, sharing: Sharing::Shared };
+
+    /// A private page and a shared one of a protected VM, a page lent to another VM, and one that EL2 has pinned.
+    fn good() -> Small {
+        let mut state = Small::new();
+        let hosts = [
+            HostEntry::Guest { vm: 0, gfn: 0 },
+            HostEntry::Borrowed,
+            HostEntry::LentToGuests(1),
+            HostEntry::LentToHyp,
+        ];
+        state.pages.iter_mut().zip(hosts).for_each(|(page, host)| page.host = host);
+        state.pages[0].content = Content::Secret;
+        state.pages[3].pins = 1;
+        let [first, second] = &mut state.vms;
+        *first = Vm { phase: Phase::Live, protected: true, pages: 2, ..*first };
+        first.entries = [GuestEntry::Page { pfn: 0, sharing: Sharing::Owned }, SHARED];
+        *second = Vm { phase: Phase::Live, pages: 1, entries: [LENT, GuestEntry::Empty], ..*second };
+        state
+    }
+
+    fn changed(change: impl FnOnce(&mut Small)) -> Small {
+        let mut state = good();
+        change(&mut state);
+        state
+    }
+
+    #[test]
+    fn each_mistake_in_a_state_is_told_apart() {
+        let found = |change: fn(&mut Small)| broken_by_state(&changed(change)).unwrap_or("nothing");
+        assert_eq!(found(|_| ()), "nothing");
+        assert_eq!(
+            found(|state| state.vms[1].entries[1] = GuestEntry::Poisoned),
+            "poison: the host took by force what it only lends"
+        );
+        let reached = found(|state| state.pages[1].host = HostEntry::Hyp(Use::Pool));
+        assert_eq!(reached, "I3: a guest reaches what is the hypervisor's");
+        assert_eq!(
+            found(|state| state.pages[0].host = HostEntry::Owned),
+            "I2: the two sides' books disagree"
+        );
+        assert_eq!(
+            found(|state| state.vms[0].protected = false),
+            "I2: a guest has a page that its kind cannot have"
+        );
+        assert_eq!(found(|state| state.vms[0].pages = 1), "I7: a VM's count of pages is not their number");
+        assert_eq!(
+            found(|state| state.vms[0].phase = Phase::Gone),
+            "I9: a page names a VM that is not there"
+        );
+        let outlived = |state: &mut Small| {
+            state.vms[0].pending[0] = Some(Run::one(1));
+            state.vms[0].phase = Phase::Dying;
+        };
+        assert_eq!(found(outlived), "I9: an unshare outlives its VM");
+        assert_eq!(
+            found(|state| state.pages[2].host = HostEntry::LentToGuests(2)),
+            "I7: a page is lent to another number of guest pages than show it"
+        );
+        let twice = |state: &mut Small| {
+            state.vms[0].entries[0] = SHARED;
+            state.pages[0] = Small::new().pages[0];
+        };
+        assert_eq!(found(twice), "I1: a page is shown twice");
+        let forgotten = |state: &mut Small| {
+            state.vms[0].entries[0] = GuestEntry::Empty;
+            state.vms[0].pages = 1;
+        };
+        assert_eq!(found(forgotten), "I2: the host's books name a guest that has no such page");
+        let table = |state: &mut Small| {
+            state.vms[1] = Vm { phase: Phase::Gone, ..Small::new().vms[1] };
+            state.pages[2].host = HostEntry::Hyp(Use::Vm(1));
+        };
+        assert_eq!(found(table), "I9: a table of a VM that is not there");
+        assert_eq!(found(|state| state.pages[1].content = Content::Secret), "I4: the host can read a secret");
+        assert_eq!(
+            found(|state| state.pages[2].pins = 1),
+            "I7: a page is pinned that is not lent to the hypervisor"
+        );
+    }
+
+    #[test]
+    fn a_window_may_hide_pages_and_vms_but_not_contradict_itself() {
+        let found = |change: fn(&mut Small)| broken_in_window(&changed(change)).unwrap_or("nothing");
+        let hidden = |state: &mut Small| {
+            state.vms[0].pages = 5;
+            state.pages[2].host = HostEntry::LentToGuests(3);
+            state.pages[3] = Page { host: HostEntry::Guest { vm: 7, gfn: 9 }, ..Small::new().pages[3] };
+        };
+        assert_eq!(found(hidden), "nothing");
+        assert_eq!(
+            found(|state| state.pages[0].host = HostEntry::Owned),
+            "I2: the two sides' books disagree"
+        );
+        assert_eq!(found(|state| state.vms[0].pages = 1), "I7: a VM counts fewer pages than it has");
+        let twice = |state: &mut Small| {
+            state.vms[1].entries[1] = LENT;
+            state.vms[1].pages = 2;
+        };
+        assert_eq!(found(twice), "I7: a page is lent to fewer guest pages than show it");
+        assert_eq!(
+            found(|state| state.vms[0].entries[0] = GuestEntry::Empty),
+            "I2: the host's books name a guest that has no such page"
+        );
+        assert_eq!(
+            found(|state| state.pages[2].pins = 1),
+            "I7: a page is pinned that is not lent to the hypervisor"
+        );
+    }
+
+    #[test]
+    fn each_mistake_of_a_step_is_told_apart() {
+        let gfns = Run::one(0);
+        let other = Call::Share { vm: 0, gfns };
+        let after = |call, outcome, change: fn(&mut Small)| {
+            broken_by_step(&good(), call, outcome, &changed(change)).unwrap_or("nothing")
+        };
+        let step = |change| after(other, Outcome::Done(1), change);
+        assert_eq!(step(|_| ()), "nothing");
+        assert_eq!(
+            after(other, Outcome::Refused(abi::Error::Permission), |state| state.pages[3].pins = 2),
+            "I5: a refused call changed something"
+        );
+        assert_eq!(
+            step(|state| state.pages[0] = Page { content: Content::Known, ..Small::new().pages[0] }),
+            "I4: a private page came to the host unwiped"
+        );
+        assert_eq!(step(|state| state.vms[0].phase = Phase::Unborn), "I9: a VM went back in its life");
+        assert_eq!(step(|state| state.vms[0].immediate = true), "I9: a VM changed its kind");
+        let lost = |state: &mut Small| state.vms[0].entries[1] = GuestEntry::Empty;
+        assert_eq!(step(lost), "poison: a living guest lost a page and cannot know");
+        assert_eq!(after(Call::Relinquish { vm: 0, gfns }, Outcome::Done(1), lost), "nothing");
+        assert_eq!(step(|state| state.vms[0].entries[1] = GuestEntry::Poisoned), "nothing");
+        let poisoned = changed(|state| state.vms[0].entries[0] = GuestEntry::Poisoned);
+        let unmarked = changed(|state| state.vms[0].entries[0] = GuestEntry::Empty);
+        let found = broken_by_step(&poisoned, other, Outcome::Done(1), &unmarked);
+        assert_eq!(found, Some("poison: what was taken by force is not marked any more"));
+    }
+
+    #[test]
+    fn a_dead_mapping_of_a_host_that_means_well_is_found() {
+        assert_eq!(broken_for_honest_host(&changed(|state| state.pages[1].mapped = true)), None);
+        assert!(broken_for_honest_host(&changed(|state| state.pages[0].mapped = true)).is_some());
+        assert!(broken_for_honest_host(&changed(|state| state.pages[0].held = true)).is_some());
+    }
+}

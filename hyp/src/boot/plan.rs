@@ -397,15 +397,34 @@ mod tests {
     #[test]
     fn every_problem_says_what_is_wrong_in_one_line() {
         let at = region(HOST);
-        let problems = [
-            Problem::Tree(TreeError::TooMany("modules")),
+        let trees = [
+            TreeError::Malformed,
+            TreeError::TooMany("modules"),
+            TreeError::BadReg("memory"),
+            TreeError::BadText("bootargs"),
+            TreeError::NoMemory,
+            TreeError::BadTimer,
+        ];
+        let images = [ImageError::NoImage, ImageError::BigEndian, ImageError::Misplaced];
+        let parts = [Part::Deed, Part::DeviceTree, Part::Host, Part::Ramdisk, Part::Reserved];
+        let others = [
             Problem::NoHost,
+            Problem::UnknownModule(at),
             Problem::Overlap(Part::Host, at, Part::Ramdisk, at),
             Problem::OutsideRam(Part::Ramdisk, at),
+            Problem::RamOverlaps(at, at),
+            Problem::BadArgument,
+            Problem::NoRoomForTree,
         ];
-        for problem in problems {
-            let text = problem.to_string();
-            assert!(!text.is_empty() && !text.contains('\n'), "{problem:?}");
-        }
+        let problems: Vec<Problem> = trees
+            .map(Problem::Tree)
+            .into_iter()
+            .chain(images.map(Problem::Host))
+            .chain(parts.map(Problem::Twice))
+            .chain(others)
+            .collect();
+        let texts: std::collections::BTreeSet<String> = problems.iter().map(ToString::to_string).collect();
+        assert_eq!(texts.len(), problems.len(), "{texts:?}");
+        assert!(texts.iter().all(|text| !text.is_empty() && !text.contains('\n')), "{texts:?}");
     }
 }

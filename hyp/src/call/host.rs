@@ -231,3 +231,65 @@ impl<M> Hypervisor<M> {
         self.host.lock().pool.total()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::World;
+
+    #[test]
+    fn the_version_comes_with_what_the_build_can_do() {
+        let world = World::new();
+        let result = world.call(HostCall::Version);
+        assert_eq!(result.outcome, Ok(()));
+        let [version, features, vms, vcpus, bits, ..] = result.values;
+        assert_eq!(version, u64::from(VERSION_MAJOR) << 16 | u64::from(VERSION_MINOR));
+        assert_eq!(features, u64::from(cfg!(feature = "test-calls")) * abi::host::FEATURE_TEST_CALLS);
+        assert_eq!((vms, vcpus, bits), (MAX_VMS as u64, MAX_VCPUS as u64, 40));
+    }
+
+    #[test]
+    fn test_calls_are_there_in_test_builds_alone() {
+        let world = World::new();
+        for call in [HostCall::TestCensus, HostCall::TestCounters, HostCall::TestPin { pfn: 0 }] {
+            let served = world.hyp.host_call(0, &call.encode()) != HostReply::NotSupported;
+            assert_eq!(served, cfg!(feature = "test-calls"), "{call:?}");
+        }
+    }
+
+    #[cfg(feature = "test-calls")]
+    #[test]
+    fn test_calls_tell_what_the_core_knows() {
+        use crate::testing::{HYP_START, PROTECTED, RAM_START};
+        use abi::HostState;
+        use abi::page::OwnerKind;
+
+        let world = World::new();
+        let vm = world.vm(PROTECTED, 0x1000, 16);
+        world.ok(HostCall::DonateGuest { vm, pfn: RAM_START, gfn: 7, pages: 2 });
+        world.ok(HostCall::ShareHyp { pfn: RAM_START + 9, pages: 1 });
+        let values = |call| {
+            let result = world.call(call);
+            assert_eq!(result.outcome, Ok(()), "{call:?}");
+            result.values
+        };
+        let page = |pfn| values(HostCall::TestPage { pfn })[..5].to_vec();
+        let (none, guest) = (HostState::NoPage as u64, OwnerKind::Guest as u64);
+        assert_eq!(page(RAM_START + 1), [none, guest, vm.to_word(), 8, 0]);
+        assert_eq!(page(HYP_START), [none, OwnerKind::Hyp as u64, 0, 0, 1]);
+        assert_eq!(page(RAM_START + 5), [HostState::Owned as u64, OwnerKind::Host as u64, 0, 0, 0]);
+
+        let census = world.census();
+        let free = world.hyp.host.lock().pool.free();
+        let [host, hyp, guest, used, lacking, records, ..] = values(HostCall::TestCensus);
+        assert_eq!((host, hyp, guest), (census.host + 1, census.hyp, 2));
+        assert_eq!((used + lacking, lacking), (world.hyp.host.lock().pool.total(), free));
+        assert_eq!(records, world.hyp.records.used());
+        assert!(records > 0, "the VM has a record");
+
+        world.hyp.count_injected();
+        let [injected, retried, calls, entries, ..] = values(HostCall::TestCounters);
+        let counted = world.hyp.counters.host_calls.load(Ordering::Relaxed);
+        assert_eq!((injected, retried, calls, entries), (1, 0, counted, 0));
+    }
+}

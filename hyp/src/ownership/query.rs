@@ -307,4 +307,25 @@ mod tests {
         assert_eq!((world.snapshot(), world.hyp.records.used()), before);
         world.check();
     }
+
+    #[test]
+    fn an_audit_of_nothing_finds_that_the_tables_are_empty() {
+        let world = World::new();
+        // Below the image EL2 maps nothing but the device.
+        for end in [0, 0x9000] {
+            assert_eq!(world.hyp.audit(Vpn::new(end).unwrap()), Err(AuditError::Empty));
+        }
+        assert_eq!(world.hyp.audit(Vpn::new(0x9001).unwrap()), Ok(1));
+    }
+
+    #[test]
+    fn a_finding_of_the_audit_names_page_and_frame() {
+        let at = Vpn::new(0x123).unwrap();
+        let mapped = Mapped { pfn: Pfn::new(0x456).unwrap(), rights: Rights::ReadOnly };
+        let text = AuditError::NotOwned(at, mapped).to_string();
+        assert_eq!(text, "page 0x123 shows frame 0x456, which is not its own");
+        let text = AuditError::DeviceInMemory(at, mapped).to_string();
+        assert_eq!(text, "page 0x123 shows frame 0x456, memory, as a device");
+        assert_eq!(AuditError::Empty.to_string(), "its tables are empty");
+    }
 }

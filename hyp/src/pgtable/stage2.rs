@@ -417,4 +417,28 @@ mod tests {
         let owned = |gfn| Entry::Owned(Owner::Guest { vm, gfn: Gfn::new(gfn).unwrap() });
         assert_eq!(REGIME.advance(owned(0x200), 5), owned(0x205));
     }
+
+    #[test]
+    fn no_two_kinds_of_entries_are_told_in_the_same_words() {
+        let vm = VmHandle::new(3, 1).unwrap();
+        let gfn = Gfn::new(0x80123).unwrap();
+        let mut entries = vec![
+            Entry::Empty,
+            Entry::Owned(Owner::Hyp),
+            Entry::Owned(Owner::Guest { vm, gfn }),
+            Entry::Poisoned,
+            Entry::Device,
+            Entry::Withheld,
+            Entry::Locked,
+        ];
+        let lent = Sharing::Lent(Borrowers::new(1).unwrap());
+        for sharing in [Sharing::Owned, Sharing::Shared, lent, Sharing::Borrowed, Sharing::SharedWithHyp] {
+            let pfn = Pfn::new(0x456).unwrap();
+            entries.push(Entry::Page(Page { pfn, sharing, permissions: Permissions::ALL }));
+        }
+        let texts: std::collections::BTreeSet<String> = entries.iter().map(ToString::to_string).collect();
+        assert_eq!(texts.len(), entries.len(), "{texts:?}");
+        assert!(texts.contains(&format!("page 0x80123 of guest {:#x}", vm.to_word())), "{texts:?}");
+        assert!(texts.contains("frame 0x456, accessible, lent to guests"), "{texts:?}");
+    }
 }

@@ -231,4 +231,16 @@ mod tests {
         let chunk = |start, count| first_chunk(Pages::from_raw(start, count).unwrap()).count();
         assert_eq!((chunk(0, 1024), chunk(500, 1024), chunk(511, 2), chunk(512, 3)), (512, 12, 1, 3));
     }
+
+    #[test]
+    fn only_the_calls_about_calls_are_said_to_be_there() {
+        let offered = |function: u32| decode(smccc::ARCH_FEATURES, [function.into(), 0, 0]);
+        for function in [smccc::VERSION, smccc::ARCH_FEATURES] {
+            assert_eq!(offered(function), GuestCall::Answer(answer(SUCCESS)), "{function:#x}");
+        }
+        // SMCCC_ARCH_SOC_ID, the workarounds 1 to 3, and none.
+        for function in [0x8000_0002, 0x8000_8000, 0x8000_7fff, 0x8000_3fff, 0x8000_0003] {
+            assert_eq!(offered(function), unknown(), "{function:#x}");
+        }
+    }
 }

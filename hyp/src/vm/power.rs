@@ -179,4 +179,30 @@ mod tests {
         let info = call(psci::AFFINITY_INFO, [0, 1, 0], 0, &mut BOOTED.clone());
         assert_eq!(info, Some(Outcome::Return(psci::INVALID_PARAMETERS)));
     }
+
+    #[test]
+    fn an_entry_that_is_no_instruction_address_turns_nothing_on() {
+        for pc in [0x8000_0001, 0x8000_0002] {
+            let mut states = BOOTED;
+            let outcome = call(psci::CPU_ON, [1, pc, 0], 0, &mut states);
+            assert_eq!(outcome, Some(Outcome::Return(psci::INVALID_ADDRESS)));
+            assert_eq!(states, BOOTED);
+        }
+    }
+
+    #[test]
+    fn affinity_info_tells_on_off_pending_and_unknown_apart() {
+        let mut states = [Power::On, Power::Off, Power::Pending { pc: 0, context_id: 0 }, Power::Stopped];
+        let expected = [
+            psci::AFFINITY_ON,
+            psci::AFFINITY_OFF,
+            psci::AFFINITY_ON_PENDING,
+            psci::AFFINITY_OFF,
+            psci::INVALID_PARAMETERS,
+        ];
+        for (affinity, expected) in (0..).zip(expected) {
+            let info = call(psci::AFFINITY_INFO, [affinity, 0, 0], 0, &mut states);
+            assert_eq!(info, Some(Outcome::Return(expected)), "{affinity}");
+        }
+    }
 }
