@@ -112,6 +112,14 @@ mod tests {
     }
 
     #[test]
+    fn an_end_is_relayed_by_the_call_that_asked_for_it() {
+        for (end, name) in [(End::Off, "off"), (End::Reset, "reset")] {
+            assert_eq!(answer(end.function(), [0; 3], OWN), Some(Answer::End(end)));
+            assert_eq!(end.name(), name);
+        }
+    }
+
+    #[test]
     fn off_and_reset_end_the_run() {
         assert_eq!(answer(psci::SYSTEM_OFF, [0; 3], OWN), Some(Answer::End(End::Off)));
         assert_eq!(answer(psci::SYSTEM_RESET, [0; 3], OWN), Some(Answer::End(End::Reset)));

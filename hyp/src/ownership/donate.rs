@@ -167,7 +167,8 @@ impl HypSpace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{HYP_START, PROTECTED, RAM_PAGES, RAM_START, World};
+    use crate::testing::{HYP_START, PROTECTED, RAM_PAGES, RAM_START, TestMachine, World};
+    use crate::{Hypervisor, Setup};
     use abi::host::HostCall;
     use abi::{Error as Code, HostState, VmHandle};
 
@@ -201,6 +202,29 @@ mod tests {
             assert_eq!(world.sim().load64_uncached(pa + 8), 0x1234, "a guest starts with its caches off");
         }
         assert_eq!(world.sim().icache_invalidations(), before + 1, "once a call");
+    }
+
+    #[test]
+    fn where_stage_2_forces_write_back_pages_are_cleaned_for_the_host_alone() {
+        let machine = TestMachine::new().forcing_write_back();
+        let setup = Setup { force_write_back: true, ..crate::testing::setup(&machine, 0x40) };
+        let world = World { hyp: Hypervisor::new(machine, &setup).unwrap() };
+        let vm = world.protected_vm();
+        let (pa, gfns) = ((RAM_START + 5) << 12, Pages::from_raw(0x8_0000, 1).unwrap());
+        let past_the_caches = || world.sim().load64_uncached(pa);
+        world.sim().store64(pa, 0x1234);
+        assert_eq!(donate(&world, vm, 5, 0x8_0000, 1), (Ok(()), 1));
+        assert_eq!(past_the_caches(), 0, "the guest reads what is in the caches");
+        assert_eq!(world.hyp.guest_share_host(vm, gfns), Ok(1));
+        assert_eq!(past_the_caches(), 0x1234, "the host may look there");
+        world.sim().store64(pa, 0x5678);
+        assert_eq!(world.hyp.guest_unshare_host(vm, gfns), Ok(1));
+        assert_eq!(past_the_caches(), 0x1234);
+        assert_eq!(world.guest_reads(vm, 0x8_0000), Some(5));
+        world.ok(HostCall::VmTeardownStart { vm });
+        assert_eq!(world.ok(HostCall::ReclaimGuest { vm, gfn: 0x8_0000, pages: 1 }), 1);
+        assert!(world.is_wiped(5), "also past the caches");
+        world.check();
     }
 
     #[test]

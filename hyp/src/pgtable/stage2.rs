@@ -155,14 +155,6 @@ impl Entry {
             _ => None,
         }
     }
-
-    /// The page in a given state of sharing.
-    pub fn with_sharing(self, sharing: Sharing) -> Option<Page> {
-        match self {
-            Self::Page(page) if page.sharing == sharing => Some(page),
-            _ => None,
-        }
-    }
 }
 
 // What the hypervisor prints, it prints by Display: a derived Debug brings in several KiB of code for its

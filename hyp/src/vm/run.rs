@@ -929,6 +929,31 @@ mod tests {
     }
 
     #[test]
+    fn an_unshare_that_lacks_tables_stays_pending_until_there_are_some() {
+        let world = World::new();
+        let vm = world.vm(ASK_FIRST, 0x1000, 1);
+        world.ok(HostCall::VcpuCreate { vm, vcpu: 0 });
+        world.ok(HostCall::VcpuSetBoot { vm, vcpu: 0, pc: ENTRY, x0: 0 });
+        world.ok(HostCall::DonateGuest { vm, pfn: RAM_START, gfn: RAM >> 12, pages: 0x200 });
+        calls(&world, guest::MEM_SHARE, [RAM, 0x200, 0]);
+        finds(&world, [SUCCESS, 0x200, 0, 0]);
+        assert_eq!(run(&world, vm), Exit::Interrupted);
+        calls(&world, guest::MEM_UNSHARE, [RAM, 1, 0]);
+        assert_eq!(run(&world, vm), Exit::Unshare { ipa: RAM, pages: 1 });
+        let pool = abi::page::Pool::Vm;
+        let lacking = HostResult::lacking(pool, 1);
+        assert_eq!(world.call(HostCall::UnshareAck { vm, vcpu: 0 }), lacking);
+        assert_eq!(run(&world, vm), Exit::NeedPages { pool, pages: 1 });
+        assert_eq!(world.call(HostCall::UnshareAck { vm, vcpu: 0 }), lacking);
+        assert!(world.host_reads(0) && world.host_reads(1), "nothing has changed");
+        world.ok(HostCall::VmTopUp { vm, pfn: RAM_START + 0x1010, pages: 1 });
+        finds(&world, [SUCCESS, 1, 0, 0]);
+        assert_eq!(run(&world, vm), Exit::Interrupted);
+        assert!(!world.host_reads(0) && world.host_reads(1));
+        world.check();
+    }
+
+    #[test]
     fn a_page_that_is_not_shared_any_more_is_not_unshared_twice() {
         let (world, vm) = sharing(ASK_FIRST);
         calls(&world, psci::CPU_ON, [1, ENTRY, 0]);
