@@ -106,12 +106,6 @@ impl TestMachine {
         }
     }
 
-    /// The same with stage 2 that forces write-back: pages that change hands need no cleaning.
-    #[cfg(test)]
-    pub(crate) fn forcing_write_back(self) -> Self {
-        Self { needs_clean: false, ..self }
-    }
-
     /// The simulated hardware.
     pub fn sim(&self) -> &sim::Sim {
         &self.sim
