@@ -154,7 +154,7 @@ impl<const P: usize, const V: usize, const G: usize> Game<P, V, G> {
         for call in calls.into_iter().rev() {
             let by_name = names.inverse().rename(call);
             let (outcome, next) = (self.rules)(&self.world, &told, by_name, None);
-            story.push(format!("{by_name:?} -> {outcome:?}"));
+            story.push(format!("{by_name} -> {outcome}"));
             told = next;
             let (_, next) = (self.rules)(&self.world, &state, call, None);
             let (next, renamed) = self.merge(&next);

@@ -10,6 +10,7 @@
 //! | [`call`] | what can be asked, and what can be answered |
 //! | [`step`](mod@step) | the rules: what refuses and what changes; `host`, `guest`, `access`: one function a call |
 //! | [`invariants`] | what always holds |
+//! | `tell` | calls and outcomes in words |
 //! | [`chooser`] | random calls for tests to play |
 //! | [`explore`] | every state of a small world, and the story of the shortest way to a broken one |
 
@@ -26,6 +27,7 @@ mod host;
 pub mod invariants;
 pub mod state;
 pub mod step;
+mod tell;
 #[cfg(any(test, feature = "explore"))]
 pub mod worlds;
 

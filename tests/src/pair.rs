@@ -59,9 +59,9 @@ impl<const P: usize, const V: usize, const G: usize> Pair<P, V, G> {
                 _ => None,
             };
             let (expected, next) = step(self.real.place(), &self.state, call, lack);
-            self.told.story.push(format!("{call:?} -> {real:?}"));
+            self.told.story.push(format!("{call} -> {real}"));
             if real != expected {
-                return Err(format!("the specification says {expected:?}"));
+                return Err(format!("the specification says: {expected}"));
             }
             let pair = (spec::call::CALLS[call.kind()], spec::call::OUTCOMES[real.kind()]);
             *self.told.pairs.entry(pair).or_default() += 1;
@@ -94,7 +94,7 @@ impl<const P: usize, const V: usize, const G: usize> Pair<P, V, G> {
             Err(panic) => {
                 let text = panic.downcast_ref::<String>().cloned();
                 let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-                self.told.story.push(format!("{call:?}"));
+                self.told.story.push(format!("{call}"));
                 Some(text.unwrap_or_else(|| "a panic".to_owned()))
             }
         };

@@ -5,7 +5,7 @@
 
 use abi::exit::Exit;
 use abi::host::{HostCall, HostResult};
-use abi::page::Pool;
+use abi::page::{OwnerKind, Pool};
 use abi::{Error, HostState, VmFlags, VmHandle, guest, psci, smccc};
 use hyp::addr::{Gfn, Pages, Pfn};
 use hyp::ownership::Error as CoreError;
@@ -406,7 +406,10 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
                 page.mapped_at_el2().into(),
             ];
             let real = [host_state, owner, vm, gfn, el2];
-            same(|| format!("page {number}: host's state, owner, VM, guest page, EL2"), &real, &expected)?;
+            if real != expected {
+                let (real, spec) = (whose(real), whose(expected));
+                return Err(format!("page {number}: the core says {real}; the specification says {spec}"));
+            }
             let holds = self.core.holds(Pfn::new(pfn).expect("a page of RAM"));
             let expected = match page.host {
                 HostEntry::LentToGuests(loans) => (page.pins, loans.into()),
@@ -433,7 +436,12 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
                         GuestEntry::Page { pfn, sharing } => Some(word(u64::from(*pfn), *sharing)),
                         _ => None,
                     };
-                    same(|| format!("VM {number}: guest page {gfn}"), &real[gfn], &expected)?;
+                    if real[gfn] != expected {
+                        let (real, spec) = (what(real[gfn]), what(expected));
+                        return Err(format!(
+                            "VM {number}, guest page {gfn}: the core's tables show {real}; the specification, {spec}"
+                        ));
+                    }
                     let frame = Gfn::new(self.place.gfn + gfn as u64).expect("a guest page");
                     let expected = match entry {
                         GuestEntry::Empty => GuestPage::Missing,
@@ -473,6 +481,41 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
         }
         reach
     }
+}
+
+/// What TEST_PAGE tells, in words. Guest pages are counted from the guest's own address 0.
+fn whose([state, owner, vm, gfn, el2]: [u64; 5]) -> String {
+    let owner = match owner {
+        owner if owner == OwnerKind::Host as u64 => "the host's".to_owned(),
+        owner if owner == OwnerKind::Hyp as u64 => "the hypervisor's".to_owned(),
+        _ => match VmHandle::from_word(vm) {
+            Some(vm) => format!("{vm:?}'s alone, as its page {gfn:#x}"),
+            None => "a guest's".to_owned(),
+        },
+    };
+    let state = match HostState::from_word(state) {
+        Some(HostState::NoPage) => "out of the host's reach",
+        Some(HostState::Owned) => "the host's alone",
+        Some(HostState::SharedOwned) => "lent by the host",
+        Some(HostState::SharedBorrowed) => "shared with the host",
+        None => "in no state",
+    };
+    let el2 = if el2 == 0 { "not mapped at EL2" } else { "mapped at EL2" };
+    format!("{owner}, {state}, {el2}")
+}
+
+/// What a leaf of a guest says, in words.
+fn what(leaf: Option<(u64, u8, bool, bool)>) -> String {
+    let Some((pfn, sharing, write, execute)) = leaf else { return "no memory".to_owned() };
+    let how = ["its own", "its own, shared with the host", "lent by the host", "in no state"];
+    let how = how.get(usize::from(sharing)).copied().unwrap_or("in no state");
+    let rights = match (write, execute) {
+        (true, true) => "",
+        (true, false) => ", not to be executed",
+        (false, true) => ", read-only",
+        (false, false) => ", read-only and not to be executed",
+    };
+    format!("page {pfn}, {how}{rights}")
 }
 
 /// Compares what the core has with what the specification has.

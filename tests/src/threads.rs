@@ -16,6 +16,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use spec::{Call, Outcome, State, step};
 use stage::Stage;
 use std::cell::RefCell;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -84,6 +85,16 @@ impl Op {
     }
 }
 
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Call(call) => call.fmt(f),
+            Self::Enter { vm, vcpu } => write!(f, "VCPU_RUN of vCPU {vcpu} of VM {vm}"),
+            Self::Load { pfn } => write!(f, "host's load from page {pfn}"),
+        }
+    }
+}
+
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Got {
@@ -133,7 +144,7 @@ impl Start {
         let mut state = Small::new();
         for call in self.calls {
             let (outcome, next) = step(&WINDOW, &state, *call, None);
-            assert!(!outcome.is_refusal(), "{}: {call:?} is refused: {outcome:?}", self.name);
+            assert!(!outcome.is_refusal(), "{}: {call} is refused: {outcome}", self.name);
             state = next;
         }
         state
@@ -184,11 +195,11 @@ fn serial(state: &Small, op: Op, vcpu: u8) -> (String, Small) {
     match op.by(vcpu) {
         Op::Call(call) => {
             let (outcome, next) = step(&WINDOW, state, call, None);
-            (format!("{outcome:?}"), next)
+            (outcome.to_string(), next)
         }
         Op::Enter { vm, vcpu } => {
             let (outcome, next) = step(&WINDOW, state, Call::UnshareAck { vm, vcpu }, None);
-            (format!("{outcome:?}"), next)
+            (outcome.to_string(), next)
         }
         Op::Load { pfn } => {
             let page = &state.pages[pfn as usize];
@@ -274,14 +285,14 @@ fn run(scheduler: impl Scheduler + 'static, play: impl Fn() + Send + Sync + 'sta
 /// Tells what happened, and what would have if it had been done one after the other.
 fn tell(pair: &Pair, what: &str) -> String {
     let mut lines = vec![format!("from the state `{}`:", pair.start.name)];
-    lines.extend(pair.start.calls.iter().map(|call| format!("    {call:?}")));
+    lines.extend(pair.start.calls.iter().map(|call| format!("    {call}")));
     lines.push("these were done at the same time, each from one moment to another:".to_owned());
     for Event { cpu, op, vcpu, began, ended } in STORY.with_borrow(Clone::clone) {
         let by = if op.claims(vcpu).is_some() { format!(" (vCPU {vcpu})") } else { String::new() };
         let end = match ended {
-            Some((end, Got::Outcome(outcome))) => format!("{began:2} to {end:2}: {op:?}{by} -> {outcome:?}"),
-            Some((end, Got::Value(value))) => format!("{began:2} to {end:2}: {op:?}{by} -> {value:#x}"),
-            None => format!("{began:2} on:    {op:?}{by}"),
+            Some((end, Got::Outcome(outcome))) => format!("{began:2} to {end:2}: {op}{by} -> {outcome}"),
+            Some((end, Got::Value(value))) => format!("{began:2} to {end:2}: {op}{by} -> {value:#x}"),
+            None => format!("{began:2} on:    {op}{by}"),
         };
         lines.push(format!("    CPU {cpu}, {end}"));
     }
@@ -289,7 +300,7 @@ fn tell(pair: &Pair, what: &str) -> String {
     for [(first, by), (second, then)] in [[0, 1], [1, 0]].map(|order| order.map(|at| (pair.ops[at], at))) {
         let (one, state) = serial(&pair.state, first, pair.start.vcpus[by]);
         let (two, _) = serial(&state, second, pair.start.vcpus[then]);
-        lines.push(format!("one after the other: {first:?} -> {one}; {second:?} -> {two}"));
+        lines.push(format!("one after the other: {first} -> {one}; {second} -> {two}"));
     }
     lines.join("\n")
 }

@@ -39,7 +39,7 @@ impl Stage {
         for call in start.calls {
             let outcome = real.play(*call);
             let (expected, next) = step(&WINDOW, &state, *call, None);
-            assert_eq!(outcome, expected, "{call:?}");
+            assert_eq!(outcome, expected, "{call}");
             state = next;
             if let Outcome::Created(vm) = outcome {
                 real.supply(abi::page::Pool::Vm, Some(vm), TABLES);

@@ -306,7 +306,7 @@ impl Play<'_> {
     pub(crate) fn play(&mut self, call: Call) -> Result<Outcome, Failure> {
         let mut lacked = [false; 3];
         loop {
-            let real = self.real(call).map_err(|failure| failure!("{call:?}: {failure}"))?;
+            let real = self.real(call).map_err(|failure| failure!("{call}: {failure}"))?;
             let lack = match real {
                 Outcome::Lacking(pool) => Some(pool),
                 _ => None,
@@ -314,14 +314,14 @@ impl Play<'_> {
             let (expected, next) = step(&self.world, &self.state, call, lack);
             self.tale.note_call(call, real);
             if real != expected {
-                return Err(failure!("{call:?} came to {real:?}, and the specification says {expected:?}"));
+                return Err(failure!("{call} came to: {real}; the specification says: {expected}"));
             }
             let before = core::mem::replace(&mut self.state, next);
             self.forget_wiped();
             self.look_at_changes(&before)?;
             let Some(pool) = lack else { return Ok(real) };
             if core::mem::replace(&mut lacked[pool as usize], true) {
-                return Err(failure!("{call:?}: what it lacked was given, and it lacks the same again"));
+                return Err(failure!("{call}: what it lacked was given, and it lacks the same again"));
             }
             self.serve_lack(pool, self.lacking, call.vm())?;
         }

@@ -77,7 +77,7 @@ impl Tale {
         for at in self.length.saturating_sub(REMEMBERED)..self.length {
             match self.story[at % REMEMBERED] {
                 Some(Deed::Call(call, outcome)) => {
-                    steps.tell(format_args!("  {}: {call:?} -> {outcome:?}", at + 1));
+                    steps.tell(format_args!("  {}: {call} -> {outcome}", at + 1));
                 }
                 Some(other) => steps.tell(format_args!("  {}: {other:x?}", at + 1)),
                 None => {}
