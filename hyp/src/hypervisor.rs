@@ -128,7 +128,7 @@ pub struct Hypervisor<M> {
     /// Memory that may change hands: RAM without what firmware claims and without the image.
     pub(crate) memory: MemoryMap,
     /// The same with the image: all memory that has an owner.
-    ram: MemoryMap,
+    pub(crate) ram: MemoryMap,
     pub(crate) vms: Vms,
     pub(crate) host: Mutex<Host>,
     pub(crate) hyp: Mutex<HypSpace>,

@@ -256,7 +256,8 @@ impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
             }
             self.supply(TABLES)?;
         }
-        self.state.pages[pfn as usize].pins += 1;
+        let pins = &mut self.state.pages[pfn as usize].pins;
+        *pins = pins.checked_add(1).ok_or(Outcome::Refused(Error::Busy))?;
         Ok(Outcome::Done(1))
     }
 

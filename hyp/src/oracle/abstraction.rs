@@ -31,8 +31,8 @@ pub(super) fn page<M: Machine>(
 }
 
 fn host_entry<M: Machine>(hypervisor: &Hypervisor<M>, host: &Host, window: &Window, pfn: Pfn) -> HostEntry {
-    // What is no memory is a device to the host, and no code.
-    let rights = Permissions { write: true, execute: hypervisor.memory.contains(pfn) };
+    // What is no RAM is a device to the host, and no code.
+    let rights = Permissions { write: true, execute: hypervisor.ram.contains(pfn) };
     match host.table.entry(&hypervisor.machine, pfn.identity()) {
         Some(Entry::Page(page)) if page.pfn != pfn || page.permissions != rights => ODD,
         Some(Entry::Page(page)) => match page.sharing {
