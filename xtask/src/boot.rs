@@ -176,6 +176,9 @@ impl<'a> Start<'a> {
             // With memory for tags. Without it QEMU hides what Deed is to hide.
             board += ",mte=on";
         }
+        if self.scenario.smmu {
+            board += ",iommu=smmuv3";
+        }
         let mut command = Command::new(QEMU);
         if let Some(ram) = &self.ram {
             board += ",memory-backend=ram";

@@ -36,6 +36,9 @@ pub(crate) struct Scenario {
     test_steps: Vec<String>,
     #[serde(default)]
     pub(crate) also: Vec<Overrides>,
+    /// The machine has an SMMU.
+    #[serde(default)]
+    pub(crate) smmu: bool,
     #[serde(default)]
     pub(crate) matrix: bool,
     /// `cargo xtask test` boots it with the oracle too.

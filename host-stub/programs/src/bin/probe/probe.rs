@@ -9,6 +9,8 @@ use host_programs::{Failure, failure};
 const RAM_START: u64 = 0x4_0000;
 /// fw_cfg, whose DMA would reach any address.
 const FW_CFG: u64 = 0x0902_0000;
+/// The SMMU, which would translate for devices as it is told.
+const SMMU: u64 = 0x0905_0000;
 /// The first registers of the GIC distributor: a device that is the host's and can be read without effect.
 const GIC_DISTRIBUTOR: u64 = 0x0800_0000;
 const PAGE_SIZE: u64 = 4096;
@@ -53,11 +55,14 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
     steps.check("host-has-pages", "more than 0", counts.accessible, counts.accessible > 0);
     steps.equal("every-page-behaves-as-the-hypervisor-says", 0, counts.wrong);
 
-    let fw_cfg = [deed.load(FW_CFG)?, deed.store(FW_CFG + 16, 0)?];
-    let closed =
-        fw_cfg.iter().filter(|touch| touch.is_injected_abort(0) || touch.is_injected_abort(16)).count();
-    steps.equal("the-firmware-configuration-device-aborts", 2, closed);
-    counts.aborts += closed as u64;
+    let fw_cfg = device_aborts(&deed, FW_CFG)?;
+    steps.equal("the-firmware-configuration-device-aborts", 2, fw_cfg);
+    counts.aborts += fw_cfg;
+    if arguments.contains(&"smmu") {
+        let smmu = device_aborts(&deed, SMMU)?;
+        steps.equal("the-smmu-aborts", 2, smmu);
+        counts.aborts += smmu;
+    }
     let device = deed.load(GIC_DISTRIBUTOR)?;
     steps.check("a-device-of-the-hosts-can-be-touched", "done", device, matches!(device, Touch::Done(_)));
 
@@ -69,6 +74,12 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
         _ => steps.skip("hypervisor-counts-the-aborts", "this build of the hypervisor has no test calls"),
     }
     Ok(())
+}
+
+/// How many of a load and a store to a device's registers abort.
+fn device_aborts(deed: &Deed, device: u64) -> Result<u64, Failure> {
+    let touches = [(0, deed.load(device)?), (16, deed.store(device + 16, 0)?)];
+    Ok(touches.iter().filter(|(offset, touch)| touch.is_injected_abort(*offset)).count() as u64)
 }
 
 /// Pages of RAM from its start: up to the last page that is RAM, or closed as the hypervisor's own memory is.
