@@ -158,7 +158,7 @@ impl<'a> Start<'a> {
     fn new(tree: &Tree, images: &'a Images, scenario: &'a Scenario, machine: &'a Machine) -> Result<Self> {
         let known = &images.programs;
         ensure!(
-            known.contains(&scenario.program),
+            scenario.payload.is_some() || known.contains(&scenario.program),
             "scenario `{}`: the ramdisk has no program `{}` (it has: {})",
             scenario.name,
             scenario.program,
@@ -208,12 +208,18 @@ impl<'a> Start<'a> {
         let append = format!("deed.nonce={:016x} {}", self.nonce, self.scenario.boot.append);
         command.arg("-append").arg(append.trim_end());
         let boot = &self.scenario.boot;
-        let file = |path: &PathBuf| path.to_string_lossy().replace(',', ",,");
-        let args = self.host_args().replace(',', ",,");
-        let host =
-            format!("guest-loader,addr={:#x},kernel={},bootargs={args}", boot.host, file(&self.images.host));
-        let ramdisk = format!("guest-loader,addr={:#x},initrd={}", boot.ramdisk, file(&self.images.ramdisk));
-        command.args(["-device", &host, "-device", &ramdisk]);
+        let (kernel, initrd, args) = match &self.scenario.payload {
+            Some(payload) => (&payload.host, payload.ramdisk.as_ref(), payload.append.clone()),
+            None => (&self.images.host, Some(&self.images.ramdisk), self.host_args()),
+        };
+        let text = |text: &str| text.replace(',', ",,");
+        let (kernel, args) = (text(&kernel.to_string_lossy()), text(&args));
+        let host = format!("guest-loader,addr={:#x},kernel={kernel},bootargs={args}", boot.host);
+        command.args(["-device", &host]);
+        if let Some(initrd) = initrd {
+            let initrd = text(&initrd.to_string_lossy());
+            command.args(["-device", &format!("guest-loader,addr={:#x},initrd={initrd}", boot.ramdisk)]);
+        }
         if gdb {
             command.args(["-S", "-gdb", "tcp:localhost:1234"]);
         }

@@ -5,6 +5,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 
 /// Where the files are that every test run boots.
 const SCENARIOS: &str = "qemu/scenarios";
@@ -16,6 +17,9 @@ pub(crate) struct Scenario {
     /// File name without `.toml`.
     #[serde(skip)]
     pub(crate) name: String,
+    /// A host of the caller's own, instead of Deed's with a program.
+    #[serde(skip)]
+    pub(crate) payload: Option<Payload>,
     pub(crate) description: String,
     pub(crate) program: String,
     #[serde(default)]
@@ -52,6 +56,15 @@ pub(crate) struct Scenario {
     pub(crate) search: Option<Search>,
     pub(crate) control: Option<Control>,
     pub(crate) walk: Option<Walk>,
+}
+
+/// A host that is not Deed's own: any image that boots as an arm64 Linux kernel does.
+#[derive(Clone, Debug)]
+pub(crate) struct Payload {
+    pub(crate) host: PathBuf,
+    pub(crate) ramdisk: Option<PathBuf>,
+    /// Its boot arguments.
+    pub(crate) append: String,
 }
 
 /// What of the machine is given by hand.
@@ -152,6 +165,13 @@ impl Scenario {
             format!("there is no scenario `{name}` (known: {known})")
         })?;
         Self::parse(name, &text).with_context(|| format!("{}", tree.show(&path)))
+    }
+
+    /// The boot of another host, of which nothing is known but that it must end with the hypervisor's verdict.
+    pub(crate) fn of_payload(payload: Payload) -> Self {
+        let text = "description = \"a host of the caller's own\"\nprogram = \"\"";
+        let blank: Self = toml::from_str(text).unwrap_or_else(|error| panic!("a fixed text is bad: {error}"));
+        Self { name: "payload".to_owned(), payload: Some(payload), ..blank }
     }
 
     /// Returns the names of all scenarios, in alphabetical order.

@@ -3,12 +3,12 @@
 use crate::boot::{self, Options};
 use crate::images::Builder;
 use crate::report::Report;
-use crate::scenario::{Overrides, Scenario};
+use crate::scenario::{Overrides, Payload, Scenario};
 use crate::toolchain::{Need, Toolchain};
 use crate::tree::Tree;
 use crate::ui::seconds;
-use anyhow::Result;
-use std::path::PathBuf;
+use anyhow::{Result, ensure};
+use std::path::{Path, PathBuf};
 
 /// Boot Deed in QEMU with one scenario (qemu/README.md) and check what it shows.
 ///
@@ -19,6 +19,18 @@ pub(crate) struct Args {
     /// Name of a file in qemu/scenarios, without .toml.
     #[arg(long, value_name = "NAME", default_value = "default")]
     scenario: String,
+    /// Boot this image as the host instead of Deed's own: any that boots as an arm64 Linux kernel does at EL1.
+    ///
+    /// Passes if the run ends with the hypervisor's verdict: the host turns the machine off, and no step that it
+    /// prints has failed.
+    #[arg(long, value_name = "FILE", conflicts_with = "scenario")]
+    host: Option<PathBuf>,
+    /// A ramdisk for that host.
+    #[arg(long, value_name = "FILE", requires = "host")]
+    ramdisk: Option<PathBuf>,
+    /// Boot arguments of that host.
+    #[arg(long, value_name = "TEXT", requires = "host", default_value = "")]
+    append: String,
     /// RAM of the machine, such as 512M or 16G.
     #[arg(long, value_name = "SIZE")]
     memory: Option<String>,
@@ -54,7 +66,10 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
     Report::new("qemu").around(args.json.as_deref(), |report| {
-        let scenario = Scenario::load(tree, &args.scenario)?;
+        let scenario = match &args.host {
+            Some(host) => Scenario::of_payload(payload(host, args)?),
+            None => Scenario::load(tree, &args.scenario)?,
+        };
         let by_hand = Overrides { memory: args.memory.clone(), cpu: args.cpu.clone(), smp: args.smp };
         let machine = scenario.machine(&by_hand);
         let toolchain = Toolchain::ensure(&[Need::Build, Need::Qemu])?;
@@ -96,4 +111,12 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
         report.steps = Some(outcome.checks);
         Ok(pass)
     })
+}
+
+/// The host that was asked for, if its files are there.
+fn payload(host: &Path, args: &Args) -> Result<Payload> {
+    for file in std::iter::once(host).chain(args.ramdisk.as_deref()) {
+        ensure!(file.is_file(), "there is no file {}", file.display());
+    }
+    Ok(Payload { host: host.to_owned(), ramdisk: args.ramdisk.clone(), append: args.append.clone() })
 }
