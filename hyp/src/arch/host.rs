@@ -66,6 +66,10 @@ pub fn prepare(features: &Features, stage2: Stage2Id, ipa_bits: u32) {
     CNTP_CTL_EL0.set(0);
     CNTV_CTL_EL0.set(0);
 
+    if features.trace_filter {
+        TRFCR_EL2.set(0);
+        TRFCR_EL1.set(0);
+    }
     if features.gic {
         ICC_SRE_EL2.set(HOST_ICC_SRE);
         i::isb();

@@ -100,6 +100,8 @@ system_registers! {
     vdisr_el2 VDISR_EL2 "S3_4_C12_C1_1";
     /// Syndrome of a virtual SError (FEAT_RAS).
     vsesr_el2 VSESR_EL2 "S3_4_C5_C2_3";
+    /// Whether EL2 is traced (FEAT_TRF).
+    trfcr_el2 TRFCR_EL2 "S3_4_C1_C2_1";
     /// Which levels are traced below EL2 (FEAT_TRF).
     trfcr_el1 TRFCR_EL1 "S3_0_C1_C2_1";
     /// More fine-grained traps of register reads (FEAT_FGT2).

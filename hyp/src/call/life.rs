@@ -104,7 +104,7 @@ impl<M: Machine> Hypervisor<M> {
             }
             let held = Held { host: Some(&host), hyp: Some(&hyp), vm: Some(&vm) };
             let watch = Watch::begin(self, Asked::GiveBack(handle, pages), held);
-            let release = || vm.release_pages(&self.machine);
+            let release = || vm.release_pages(&self.machine, pages);
             let result =
                 donate::hyp_to_host(&self.machine, &self.memory, &mut host, &mut hyp, pages, release);
             let held = Held { host: Some(&host), hyp: Some(&hyp), vm: Some(&vm) };

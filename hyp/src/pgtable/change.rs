@@ -48,12 +48,22 @@ impl<R: Regime> Table<R> {
         if machine.read_descriptor(run.at) != run.leaf {
             crate::broken("a run was used after its table changed");
         }
+        #[cfg(any(test, feature = "sim"))]
+        self.check_unchanged(machine, &run);
         if run.level == Level::THREE && run.pages.count() == 1 && changes_in_place::<R>(run.leaf, word) {
             machine.write_descriptor(run.at, word);
             machine.publish();
         } else {
             self.change_any(machine, run, pool, word);
         }
+    }
+
+    /// Tests look at all pages of a run once more: whoever let go of the lock meanwhile has no right to it.
+    #[cfg(any(test, feature = "sim"))]
+    fn check_unchanged<M: Machine>(&self, machine: &M, run: &Run<R>) {
+        let now = self.run(machine, run.pages);
+        let is_same = now.is_some_and(|now| (now.pages, now.word) == (run.pages, run.word));
+        assert!(is_same, "a run was used after its table changed: {:?}", run.pages);
     }
 
     /// The same, whatever has to be done for it.
@@ -229,6 +239,23 @@ mod tests {
     use abi::page::Permissions;
 
     const GFN: u64 = 0x8_0000;
+
+    #[test]
+    #[should_panic(expected = "a run was used after its table changed")]
+    fn a_run_is_good_until_any_of_its_pages_changes() {
+        let world = World::new();
+        let vm = world.protected_vm();
+        world.ok(HostCall::DonateGuest { vm, pfn: RAM_START + 4, gfn: GFN, pages: 2 });
+        let gfns = Pages::<Gfn>::from_raw(GFN, 2).unwrap();
+        world.hyp.with_vm(vm, |vm| {
+            let (machine, space) = (world.hyp.machine(), &mut vm.space);
+            let run = space.table.run(machine, gfns).unwrap();
+            assert_eq!(run.pages(), gfns);
+            let second = gfns.advanced(1).unwrap();
+            space.table.set(machine, second, &mut space.cache, Entry::Poisoned);
+            space.table.change(machine, run, &mut space.cache, Entry::Empty);
+        });
+    }
 
     #[test]
     fn no_bit_that_hardware_uses_changes_in_place() {

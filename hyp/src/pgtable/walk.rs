@@ -68,6 +68,7 @@ impl<R: Regime> Table<R> {
         first: R::Entry,
     ) -> Result<Run<R>, R::Input> {
         let start = pages.start();
+        debug_assert!(pages.count() <= rest_of_region(start.as_u64()), "{pages:?} is no chunk");
         match self.run(machine, pages) {
             Some(run) if run.word == self.regime.encode(first) => match pages.get(run.pages.count()) {
                 None => Ok(run),

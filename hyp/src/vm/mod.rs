@@ -212,15 +212,16 @@ impl Vm {
         }
     }
 
-    /// Takes the pages that [`next_pages`](Self::next_pages) tells out of use. The first time, the VM's translations
+    /// Takes the pages that [`next_pages`](Self::next_pages) has told out of use. The first time, the VM's translations
     /// are dropped, and nothing of it grows any more. The root is out of use then.
-    pub(crate) fn release_pages<M: Machine>(&mut self, machine: &M) {
+    pub(crate) fn release_pages<M: Machine>(&mut self, machine: &M, pages: Pages<Pfn>) {
         if !self.flushed {
             machine.retire_stage2(self.id());
             self.flushed = true;
         }
-        if self.space.cache.pop(machine).is_none() {
-            let _is_root = self.space.table.unlink_table(machine).is_none();
+        let released = self.space.cache.pop(machine).or_else(|| self.space.table.unlink_table(machine));
+        if pages.start() != released.unwrap_or(self.space.table.root()) {
+            crate::broken("a page goes back that is still in use");
         }
     }
 }
