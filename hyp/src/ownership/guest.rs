@@ -406,6 +406,30 @@ mod tests {
     }
 
     #[test]
+    fn a_page_of_which_the_hosts_table_says_something_else_does_not_change_hands() {
+        let world = World::new();
+        let vm = guest(&world, &[5, 6]);
+        assert_eq!(world.hyp.guest_share_host(vm, run(1, 1)), Ok(1));
+        // The host's table is damaged: it names another guest page, and no guest at all.
+        let elsewhere = Entry::Owned(Owner::Guest { vm, gfn: Gfn::new(GFN + 9).unwrap() });
+        for (page, entry) in [(5, elsewhere), (6, Entry::Owned(Owner::Hyp))] {
+            let mut host = world.hyp.host.lock();
+            let Host { table, pool, .. } = &mut *host;
+            table.set(world.hyp.machine(), world.hyp.machine().ram(page, 1).identity(), pool, entry);
+        }
+        let refused = |page: u64| Err(Error::HostState(Pfn::new(RAM_START + page).unwrap()));
+        assert_eq!(world.hyp.guest_share_host(vm, run(0, 1)), refused(5));
+        assert_eq!(world.hyp.guest_relinquish(vm, run(0, 1)), refused(5));
+        assert_eq!(world.hyp.guest_unshare_host(vm, run(1, 1)), refused(6));
+        world.ok(HostCall::VmTeardownStart { vm });
+        for gfn in [GFN, GFN + 1] {
+            let reclaim = HostCall::ReclaimGuest { vm, gfn, pages: 1 };
+            assert_eq!(world.call(reclaim).outcome, Err(abi::Error::Permission));
+        }
+        world.check();
+    }
+
+    #[test]
     fn what_the_host_finds_past_the_caches_is_what_the_guest_shares() {
         let world = World::new();
         let vm = guest(&world, &[5]);

@@ -110,6 +110,16 @@ mod tests {
         assert_eq!(HypStage1::decode(0), None);
     }
 
+    /// Fields of a leaf of EL2's stage 1, written out from the Arm ARM, D8.3.1.2 and D8.5: AttrIndx at 2, AP at 6 (AP[1]
+    /// is RES1), SH at 8, AF at 10, XN at 54.
+    #[test]
+    fn a_leaf_says_to_hardware_what_memory_it_is() {
+        let leaf = |rights| HypStage1.encode(Some(Mapped { pfn: Pfn::new(0x4_0005).unwrap(), rights }));
+        let words = [Rights::ReadExecute, Rights::ReadOnly, Rights::ReadWrite, Rights::Device].map(leaf);
+        let never = 1 << 54;
+        assert_eq!(words, [0x4000_57c3, never | 0x4000_57c3, never | 0x4000_5743, never | 0x4000_5747]);
+    }
+
     #[test]
     fn nothing_is_writable_and_executable() {
         let pfn = Pfn::new(1).unwrap();

@@ -326,6 +326,31 @@ mod tests {
 
     const REGIME: Stage2 = Stage2::new(1, false, Side::Host);
 
+    /// Fields of a stage-2 leaf, written out from the Arm ARM, D8.3.1.2 and D8.6: MemAttr at 2, S2AP at 6, SH at 8, AF at
+    /// 10, XN at 53 and 54.
+    #[test]
+    fn a_leaf_says_to_hardware_what_memory_it_is() {
+        let leaf = |regime: Stage2, permissions| {
+            let pfn = Pfn::new(0x4_0005).unwrap();
+            Level::THREE.leaf(regime.encode(Entry::Page(Page { pfn, sharing: Sharing::Owned, permissions })))
+        };
+        let all = Permissions::ALL;
+        let constant = Permissions { write: false, execute: false };
+        assert_eq!(leaf(REGIME, all), 0x4000_57ff, "write-back, as far as stage 1 does");
+        assert_eq!(leaf(REGIME, constant), 1 << 54 | 0x4000_577f);
+        assert_eq!(
+            leaf(Stage2::new(0, true, Side::Host), all),
+            0x4000_57df,
+            "of stage 1's kind (FEAT_S2FWB)"
+        );
+        assert_eq!(
+            leaf(Stage2::new(1, true, Side::Guest), all),
+            0x4000_57db,
+            "write-back, whatever stage 1 says"
+        );
+        assert_eq!(leaf(Stage2::new(1, false, Side::Guest), all), 0x4000_57ff);
+    }
+
     #[test]
     fn every_entry_survives_its_descriptor_at_every_leaf_level() {
         let vm = VmHandle::new(255, VmHandle::GENERATIONS - 1).unwrap();
