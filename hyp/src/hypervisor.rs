@@ -328,7 +328,7 @@ fn fill_host<M: Machine>(
             if let Some(edge) = Pages::<Gfn>::from_raw(edge, edge_end.saturating_sub(edge)) {
                 let first = edge.start().as_u64();
                 let entry = table.regime().advance(entry, first.saturating_sub(start));
-                put(machine, table, edge, first, entry, pool)?;
+                put(machine, table, edge, entry, pool)?;
             }
         }
         next = end;
@@ -395,7 +395,7 @@ fn fill_hyp<M: Machine>(
         let Some(pages) = Pages::new(mapping.va, mapping.pages.count()) else {
             return Err(SetupError::BeyondHost(mapping.pages));
         };
-        put(machine, &mut table, pages, mapping.pages.start().as_u64(), first, pool)?;
+        put(machine, &mut table, pages, first, pool)?;
     }
     Ok(table)
 }
@@ -405,12 +405,11 @@ fn put<M: Machine, R: Regime>(
     machine: &M,
     table: &mut Table<R>,
     pages: Pages<R::Input>,
-    output: u64,
     first: R::Entry,
     pool: &mut PagePool,
 ) -> Result<(), SetupError> {
     let mut done = 0;
-    for region in Table::<R>::regions(pages, output) {
+    for region in Table::<R>::regions(pages) {
         if table.tables_needed(machine, region) > pool.free() {
             return Err(SetupError::PoolTooSmall);
         }

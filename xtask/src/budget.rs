@@ -1,4 +1,4 @@
-//! What each operation may cost, what it costs in pKVM, and the floor that a prototype without error paths saw.
+//! What each operation may cost, what it costs in pKVM, and the floor: the same work in code without error paths.
 //!
 //! In guest instructions on a Cortex-A76 (QEMU, `-icount shift=0`), least of all runs, EL2 and the calling
 //! instruction included. pKVM: Linux 7.2, gcc 12.2 -O2. `docs/performance.md` says how all of it was taken.

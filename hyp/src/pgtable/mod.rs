@@ -245,25 +245,22 @@ impl<R: Regime> Table<R> {
         pages.end() <= self.input_end()
     }
 
-    /// Splits pages into regions that [`set`](Self::set) takes whole: the largest blocks that input and output
-    /// alignment allow, else what lies in one last-level table. `output` is the number of the first output
-    /// page.
-    pub fn regions(pages: Pages<R::Input>, output: u64) -> impl Iterator<Item = Pages<R::Input>> {
+    /// Splits pages into regions that [`set`](Self::set) takes whole: the largest blocks that their alignment allows,
+    /// else what lies in one last-level table. For pages that stand for themselves, or that no memory stands behind.
+    pub fn regions(pages: Pages<R::Input>) -> impl Iterator<Item = Pages<R::Input>> {
         let mut rest = Some(pages);
-        let mut output = output;
         core::iter::from_fn(move || {
             let pages = rest?;
             let start = pages.start().as_u64();
             let block = [Level::ONE, Level::TWO].into_iter().find(|level| {
                 let size = level.pages();
-                R::BLOCKS && pages.count() >= size && (start | output) & size.saturating_sub(1) == 0
+                R::BLOCKS && pages.count() >= size && level.first_of(start) == start
             });
             let count = match block {
                 Some(level) => level.pages(),
                 None => rest_of_region(start).min(pages.count()),
             };
             rest = pages.advanced(count);
-            output = output.saturating_add(count);
             Some(pages.truncated(count))
         })
     }
