@@ -26,8 +26,8 @@ const IMAGE_ADDRESS: u64 = 0x4020_0000;
 const MAX_CONSOLE: usize = 32 << 20;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How to run.
-#[derive(Clone, Debug)]
+/// How to run. By default: quietly, as the scenario says, on the plain image, without its control run.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
     /// Show the console while it is written.
     pub(crate) live: bool,

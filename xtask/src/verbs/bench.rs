@@ -51,13 +51,8 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
             let options = Options {
                 live: args.verbose,
                 verbose: args.verbose,
-                gdb: false,
-                oracle: false,
-                replay: false,
-                control: false,
-                timeout: None,
                 label: format!("bench-{name}"),
-                more: Vec::new(),
+                ..Options::default()
             };
             let outcome = boot::scenario(tree, &mut builder, &scenario, &machine, &options)?;
             counted.extend(rows_of(&outcome, &machine.memory)?);

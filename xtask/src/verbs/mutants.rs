@@ -300,17 +300,7 @@ impl Lab {
         let toolchain = self.toolchain.as_ref().context("no compiler for boots")?;
         let scenario = Scenario::load(&self.tree, name)?;
         let mut builder = Builder::new(&self.tree, toolchain, false, self.verbose);
-        let options = Options {
-            live: false,
-            verbose: self.verbose,
-            gdb: false,
-            oracle,
-            replay: false,
-            control: false,
-            timeout: None,
-            label: name.to_owned(),
-            more: Vec::new(),
-        };
+        let options = Options { verbose: self.verbose, oracle, label: name.to_owned(), ..Options::default() };
         let machine = scenario.machine(&Overrides::default());
         boot::scenario(&self.tree, &mut builder, &scenario, &machine, &options)
     }

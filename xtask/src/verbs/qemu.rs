@@ -84,11 +84,10 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
             verbose: args.verbose,
             gdb: args.gdb,
             oracle: args.oracle,
-            replay: false,
             control: !args.gdb && !args.oracle,
             timeout: args.timeout,
             label: scenario.name.clone(),
-            more: Vec::new(),
+            ..Options::default()
         };
         let outcome = boot::scenario(tree, &mut builder, &scenario, &machine, &options)?;
         let pass = outcome.pass();

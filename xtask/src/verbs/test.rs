@@ -151,14 +151,11 @@ fn emulator(tree: &Tree, args: &Args, toolchain: &Toolchain, steps: &mut Vec<Che
         let options = Options {
             live: args.verbose,
             verbose: args.verbose,
-            gdb: false,
             oracle: *oracle,
-            replay: false,
             // One control run a scenario is enough: it is about the search, not about the machine.
             control: *label == scenario.name,
-            timeout: None,
             label: label.clone(),
-            more: Vec::new(),
+            ..Options::default()
         };
         let outcome = boot::scenario(tree, &mut builder, scenario, &scenario.machine(by_hand), &options);
         let outcome = outcome.unwrap_or_else(|error| Outcome::could_not_be_made(tree, &options, &error));

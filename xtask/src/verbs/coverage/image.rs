@@ -50,15 +50,10 @@ pub(super) fn measure(tree: &Tree, args: &Args) -> Result<(Environment, Vec<Chec
         for boot in boots.filter(|boot| !boot.oracle && boot.scenario.features.is_empty()) {
             let task = Task::begin(&boot.label);
             let options = Options {
-                live: false,
                 verbose: args.verbose,
-                gdb: false,
-                oracle: false,
-                replay: false,
-                control: false,
-                timeout: None,
                 label: format!("coverage-{}", boot.label),
                 more: more.clone(),
+                ..Options::default()
             };
             let machine = boot.scenario.machine(&boot.by_hand);
             let outcome = boot::scenario(tree, &mut builder, &boot.scenario, &machine, &options)?;

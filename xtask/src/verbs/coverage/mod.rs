@@ -17,8 +17,8 @@ use std::path::PathBuf;
 /// Tell which lines and branches of hyp, spec and abi the tests of the build machine run, and which instructions of the
 /// EL2 image the boots of qemu/scenarios.
 ///
-/// Fails below 95 % of lines, 85 % of branches or 85 % of instructions. Installs Debian's LLVM of the compiler's version, for its readers of
-/// profiles, if neither that nor rustup's llvm-tools are there.
+/// Fails below 95 % of lines, 85 % of branches or 85 % of instructions. Installs Debian's LLVM of the compiler's
+/// version, for its readers of profiles, if neither that nor rustup's llvm-tools are there.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Only lines and branches, on the build machine.

@@ -68,13 +68,10 @@ fn play(tree: &Tree, args: &super::Args, report: &mut Report) -> Result<bool> {
     let options = Options {
         live: true,
         verbose: args.verbose,
-        gdb: false,
-        oracle: false,
         replay: args.emulator.replay,
-        control: false,
         timeout: Some(time_limit(args)),
         label: "fuzz-emulator".to_owned(),
-        more: Vec::new(),
+        ..Options::default()
     };
     let outcome = boot::scenario(tree, &mut builder, &scenario, &machine, &options)?;
     let text = std::fs::read_to_string(&outcome.log).unwrap_or_default();
