@@ -430,9 +430,9 @@ mod tests {
     #[test]
     fn a_page_at_address_0_is_the_hosts_and_never_changes_hands() {
         let machine = TestMachine::new();
-        let mut setup = setup(&machine, 0x40);
+        let mut setup = setup(0x40);
         setup.ram.push(Pages::from_raw(0, 0x100).unwrap());
-        let world = crate::testing::World { hyp: Hypervisor::new(machine, &setup).unwrap() };
+        let world = crate::testing::World::on(machine, &setup).unwrap();
         assert_eq!(world.call(HostCall::QueryPage { pfn: 0 }).host_state(), Some(abi::HostState::Owned));
         let outcome = |call| world.call(call).outcome;
         assert_eq!(outcome(HostCall::ShareHyp { pfn: 0, pages: 1 }), Err(Error::Permission));
@@ -449,7 +449,7 @@ mod tests {
     fn machines_that_cannot_be_held_are_refused_and_each_refusal_says_why() {
         let refused = |change: &dyn Fn(&mut Setup)| {
             let machine = TestMachine::new();
-            let mut setup = setup(&machine, 0x40);
+            let mut setup = setup(0x40);
             change(&mut setup);
             Hypervisor::new(machine, &setup).err()
         };
@@ -468,7 +468,7 @@ mod tests {
             let last = Vpn::new((1 << (VA_BITS - 12)) - 1).unwrap();
             setup.hyp_map[0].va = last;
         };
-        let text = crate::testing::setup(&TestMachine::new(), 0x40).hyp_map[0].pages;
+        let text = setup(0x40).hyp_map[0].pages;
         assert_eq!(refused(&unmapped), Some(SetupError::BeyondHost(text)));
         // Each of these leaves a piece of RAM before it, and the last and the image one behind them.
         let pieces = |setup: &mut Setup| {

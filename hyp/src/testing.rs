@@ -19,14 +19,14 @@ use machine::lock;
 pub use machine::{CPUS, Step, TestMachine, become_cpu, this_cpu};
 
 use crate::addr::{Pages, Pfn};
-use crate::hypervisor::{Hypervisor, MAX_MAPPINGS, Mapping, Setup};
+use crate::hypervisor::{Hypervisor, MAX_MAPPINGS, Mapping, Setup, SetupError};
 use crate::ownership::query::Census;
 use crate::pgtable::hyp_stage1::{Rights, VA_BITS};
 use crate::vm::context::Trap;
 use abi::host::{HostCall, HostResult};
 use abi::{HostState, VmFlags, VmHandle};
 use arrayvec::ArrayVec;
-use std::sync::{Mutex, OnceLock};
+use std::sync::Mutex;
 
 /// First page of simulated RAM.
 pub const RAM_START: u64 = 0x4_0000;
@@ -49,6 +49,8 @@ pub const PROTECTED: VmFlags = VmFlags { protected: true, unshare_immediate: tru
 pub struct World {
     /// The hypervisor.
     pub hyp: Hypervisor<TestMachine>,
+    /// Width of the host's addresses.
+    ipa_bits: u32,
 }
 
 impl Default for World {
@@ -57,31 +59,49 @@ impl Default for World {
     }
 }
 
-/// The set-up of a world whose static pool has `pool` pages.
-pub fn setup(machine: &TestMachine, pool: u64) -> Setup {
+/// The RAM of most worlds.
+fn ram(first: u64, count: u64) -> Pages<Pfn> {
+    match Pages::from_raw(RAM_START.saturating_add(first), count) {
+        Some(pages) => pages,
+        None => panic!("no such run"),
+    }
+}
+
+/// The set-up of most worlds, with a static pool of `pool` pages: RAM that ends amid a block, the image amid another, a
+/// hole, a device of EL2's and a page that is withheld.
+pub fn setup(pool: u64) -> Setup {
+    let mut setup = plain_setup(pool);
+    setup.ram = [ram(0, RAM_PAGES)].into_iter().collect();
+    setup.no_map.push(ram(0x800, 2));
+    setup.withheld.extend(Pages::from_raw(0x9020, 1));
+    setup.ipa_bits = IPA_BITS;
+    if let Some(pages) = Pages::<Pfn>::from_raw(0x9000, 1) {
+        setup.hyp_map.push(Mapping { va: pages.start().identity_va(), pages, rights: Rights::Device });
+    }
+    setup
+}
+
+/// The set-up of a world that is made in a third of the time: the same RAM but for the page at its end, with the same
+/// image, and nothing else.
+pub fn plain_setup(pool: u64) -> Setup {
     let start = HYP_START.saturating_sub(RAM_START);
-    let hyp = machine.ram(start, HYP_PAGES);
-    let text = machine.ram(start, 8);
-    let data = machine.ram(start.saturating_add(8), HYP_PAGES.saturating_sub(8));
+    let text = ram(start, 8);
+    let data = ram(start.saturating_add(8), HYP_PAGES.saturating_sub(8));
     let map = [(text, Rights::ReadExecute), (data, Rights::ReadWrite)];
-    let device = Pages::<Pfn>::from_raw(0x9000, 1);
-    let mut hyp_map: ArrayVec<Mapping, MAX_MAPPINGS> = map
+    let hyp_map: ArrayVec<Mapping, MAX_MAPPINGS> = map
         .into_iter()
         .map(|(pages, rights)| Mapping { va: pages.start().identity_va(), pages, rights })
         .collect();
-    if let Some(pages) = device {
-        hyp_map.push(Mapping { va: pages.start().identity_va(), pages, rights: Rights::Device });
-    }
     Setup {
-        ram: [machine.ram(0, RAM_PAGES)].into_iter().collect(),
-        no_map: [machine.ram(0x800, 2)].into_iter().collect(),
-        hyp,
-        withheld: Pages::from_raw(0x9020, 1).into_iter().collect(),
-        ipa_bits: IPA_BITS,
+        ram: [ram(0, RAM_PAGES.saturating_sub(1))].into_iter().collect(),
+        no_map: Default::default(),
+        hyp: ram(start, HYP_PAGES),
+        withheld: Default::default(),
+        ipa_bits: 32,
         force_write_back: false,
         hyp_map,
-        pool: machine.ram(start.saturating_add(0x10), pool),
-        metadata: machine.ram(start.saturating_add(0x50), 0x10),
+        pool: ram(start.saturating_add(0x10), pool),
+        metadata: ram(start.saturating_add(0x50), 0x10),
     }
 }
 
@@ -109,32 +129,41 @@ impl World {
     /// # Panics
     /// If it cannot be built.
     pub fn cold(pool: u64) -> Self {
-        let machine = TestMachine::new();
-        let setup = setup(&machine, pool);
-        match Hypervisor::new(machine, &setup) {
-            Ok(hyp) => Self { hyp },
+        Self::of(&setup(pool), CPUS)
+    }
+
+    /// A world with this RAM, set up so, on this many CPUs; nothing is in any TLB.
+    ///
+    /// # Panics
+    /// If it cannot be built.
+    pub fn of(setup: &Setup, cpus: usize) -> Self {
+        match Self::on(TestMachine::with(&setup.ram, cpus), setup) {
+            Ok(world) => world,
             Err(error) => panic!("no world: {error:?}"),
         }
     }
 
-    /// A world whose static pool is just as large as it has to be.
+    /// The same on a machine that is there.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses the set-up.
+    pub fn on(machine: TestMachine, setup: &Setup) -> Result<Self, SetupError> {
+        let hyp = Hypervisor::new(machine, setup)?;
+        Ok(Self { hyp, ipa_bits: setup.ipa_bits })
+    }
+
+    /// The fewest static table pages with which a world set up so can be built.
     ///
     /// # Panics
-    /// If none can be built.
-    pub fn with_least_pool() -> Self {
-        static LEAST: OnceLock<u64> = OnceLock::new();
-        let build = |pool| {
-            let machine = TestMachine::new();
-            let setup = setup(&machine, pool);
-            Hypervisor::new(machine, &setup).ok().map(|hyp| Self { hyp })
+    /// If there are none.
+    pub fn least_pool(setup: fn(u64) -> Setup) -> u64 {
+        let is_enough = |pool: &u64| {
+            let setup = setup(*pool);
+            Self::on(TestMachine::with(&setup.ram, CPUS), &setup).is_ok()
         };
-        let least = LEAST.get_or_init(|| match (1..HYP_PAGES).find(|pool| build(*pool).is_some()) {
+        match (1..HYP_PAGES).find(is_enough) {
             Some(pool) => pool,
             None => panic!("no pool is large enough"),
-        });
-        match build(*least) {
-            Some(world) => world,
-            None => panic!("a pool that was large enough is too small"),
         }
     }
 
@@ -224,7 +253,7 @@ impl World {
 
     /// Lets every CPU's TLB hold every translation of the host and of EL2 that there is, as hardware may.
     pub fn load_all(&self) {
-        for cpu in 0..CPUS {
+        for cpu in 0..self.sim().cpus() {
             self.sim().speculate(cpu, self.host());
         }
         self.load_el2();
@@ -232,7 +261,7 @@ impl World {
 
     /// Lets every CPU's TLB hold every translation of EL2.
     pub fn load_el2(&self) {
-        for cpu in 0..CPUS {
+        for cpu in 0..self.sim().cpus() {
             self.sim().speculate_el2(cpu, self.el2());
         }
     }
@@ -245,7 +274,7 @@ impl World {
     /// The host's translation, for the simulated hardware.
     pub fn host(&self) -> sim::Stage2 {
         let id = self.hyp.host_stage2();
-        sim::Stage2 { vmid: id.vmid, root: id.root.base().as_u64(), ipa_bits: IPA_BITS }
+        sim::Stage2 { vmid: id.vmid, root: id.root.base().as_u64(), ipa_bits: self.ipa_bits }
     }
 
     /// A guest's translation, for the simulated hardware.
@@ -254,7 +283,10 @@ impl World {
     /// If there is no such VM.
     pub fn guest(&self, vm: abi::VmHandle) -> sim::Stage2 {
         match self.hyp.with_vm(vm, |vm| vm.id()) {
-            Some(id) => sim::Stage2 { vmid: id.vmid, root: id.root.base().as_u64(), ipa_bits: IPA_BITS },
+            Some(id) => {
+                let ipa_bits = crate::pgtable::stage2::GUEST_IPA_BITS;
+                sim::Stage2 { vmid: id.vmid, root: id.root.base().as_u64(), ipa_bits }
+            }
             None => panic!("no such VM"),
         }
     }
@@ -309,7 +341,8 @@ impl World {
     /// Whether the host could read a page of RAM now, by the tables or by any TLB.
     pub fn host_reads(&self, page: u64) -> bool {
         let ipa = RAM_START.saturating_add(page) << crate::addr::PAGE_SHIFT;
-        (0..CPUS).any(|cpu| self.sim().access_stage2(cpu, self.host(), ipa, sim::Access::Read).is_ok())
+        (0..self.sim().cpus())
+            .any(|cpu| self.sim().access_stage2(cpu, self.host(), ipa, sim::Access::Read).is_ok())
     }
 
     /// The page of RAM that a guest reads at one of its pages.

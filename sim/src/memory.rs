@@ -118,11 +118,15 @@ impl Sim {
     #[track_caller]
     pub fn write_bytes(&self, pa: u64, bytes: &[u8]) {
         let mut state = self.lock();
-        for (at, &byte) in (pa..).zip(bytes) {
+        let (mut at, mut left) = (pa, bytes);
+        while !left.is_empty() {
             state.ram.check(at, "write_bytes");
+            let first = (at & 7) as usize;
+            let (now, later) = left.split_at(left.len().min(8 - first));
             let mut word = state.ram.peek(at & !7).unwrap_or(0).to_le_bytes();
-            word[usize::from(at as u8 & 7)] = byte;
+            word[first..first + now.len()].copy_from_slice(now);
             state.store(at & !7, u64::from_le_bytes(word));
+            (at, left) = (at + now.len() as u64, later);
         }
     }
 

@@ -63,11 +63,34 @@ impl Page {
     const EMPTY: Self = Self { cached: [0; WORDS], at_poc: None, wipes: 0, cleans: 0 };
 }
 
-/// A region of RAM with its pages, those that came to be.
+/// Pages of a [`Bank`] that stand together.
+const GROUP: usize = 512;
+
+/// Neighbouring pages of a region, those that came to be.
+type Group = [Option<Box<Page>>; GROUP];
+
+/// A region of RAM with its pages in groups: a machine with much memory of which little is used is made at once.
 #[derive(Debug)]
 struct Bank {
     region: Region,
-    pages: Vec<Option<Box<Page>>>,
+    groups: Vec<Option<Box<Group>>>,
+}
+
+impl Bank {
+    fn new(region: Region) -> Self {
+        let pages = usize::try_from(region.size / PAGE).expect("sim: RAM region is too large");
+        Self { region, groups: std::iter::repeat_with(|| None).take(pages.div_ceil(GROUP)).collect() }
+    }
+
+    fn contains(&self, pa: u64) -> bool {
+        pa.wrapping_sub(self.region.base) < self.region.size
+    }
+
+    /// The group and the place in it of the page that `pa`, which is in this bank, is in.
+    fn place(&self, pa: u64) -> (usize, usize) {
+        let page = ((pa - self.region.base) / PAGE) as usize;
+        (page / GROUP, page % GROUP)
+    }
 }
 
 /// The RAM of a machine.
@@ -91,16 +114,12 @@ impl Ram {
             assert!(region.base >= free_from, "sim: RAM region {region:x?} overlaps another");
             free_from = region.base.checked_add(region.size).expect("sim: RAM region wraps");
         }
-        let bank = |region: Region| {
-            let pages = usize::try_from(region.size / PAGE).expect("sim: RAM region is too large");
-            Bank { region, pages: std::iter::repeat_with(|| None).take(pages).collect() }
-        };
-        Self { banks: regions.into_iter().map(bank).collect(), changes: 0 }
+        Self { banks: regions.into_iter().map(Bank::new).collect(), changes: 0 }
     }
 
     /// Tells whether the page that `pa` is in is RAM.
     pub(crate) fn contains(&self, pa: u64) -> bool {
-        self.banks.iter().any(|bank| pa.wrapping_sub(bank.region.base) < bank.region.size)
+        self.banks.iter().any(|bank| bank.contains(pa))
     }
 
     /// Panics unless `pa` is in RAM: the code under test touched what is not memory.
@@ -111,10 +130,9 @@ impl Ram {
 
     /// Returns the page that `pa` is in: `Some(None)` if it never came to be, `None` outside RAM.
     fn page(&self, pa: u64) -> Option<Option<&Page>> {
-        self.banks.iter().find_map(|bank| {
-            let page = bank.pages.get((pa.wrapping_sub(bank.region.base) / PAGE) as usize)?;
-            Some(page.as_deref())
-        })
+        let bank = self.banks.iter().find(|bank| bank.contains(pa))?;
+        let (group, place) = bank.place(pa);
+        Some(bank.groups[group].as_ref().and_then(|group| group[place].as_deref()))
     }
 
     /// Reads the aligned word at `pa` as a CPU or a table walk does; `None` outside RAM.
@@ -147,12 +165,11 @@ impl Ram {
 
     fn page_mut(&mut self, pa: u64) -> &mut Page {
         self.changes += 1;
-        let page = self
-            .banks
-            .iter_mut()
-            .find_map(|bank| bank.pages.get_mut((pa.wrapping_sub(bank.region.base) / PAGE) as usize));
-        let page = page.unwrap_or_else(|| panic!("sim: {pa:#x} is outside RAM"));
-        page.get_or_insert_with(|| Box::new(Page::EMPTY))
+        let bank = self.banks.iter_mut().find(|bank| bank.contains(pa));
+        let bank = bank.unwrap_or_else(|| panic!("sim: {pa:#x} is outside RAM"));
+        let (group, place) = bank.place(pa);
+        let group = bank.groups[group].get_or_insert_with(|| Box::new([const { None }; GROUP]));
+        group[place].get_or_insert_with(|| Box::new(Page::EMPTY))
     }
 
     /// Writes the aligned word at `pa`, which the caller knows to be RAM. The page becomes dirty.
@@ -199,7 +216,13 @@ impl Ram {
 
     /// Returns the number of pages that came to be.
     pub(crate) fn resident(&self) -> usize {
-        self.banks.iter().flat_map(|bank| &bank.pages).flatten().count()
+        self.banks
+            .iter()
+            .flat_map(|bank| &bank.groups)
+            .flatten()
+            .flat_map(|group| group.iter())
+            .flatten()
+            .count()
     }
 }
 

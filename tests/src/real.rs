@@ -12,13 +12,15 @@ use abi::{Error, HostState, VmFlags, VmHandle, guest, psci, smccc};
 use hyp::addr::{Gfn, Pages};
 use hyp::ownership::Error as CoreError;
 use hyp::ownership::query::GuestPage;
-use hyp::testing::{HYP_START, RAM_START, World};
+use hyp::testing::{CPUS, HYP_START, RAM_START, World, plain_setup};
 use hyp::vm::context::{Context, Trap};
 use spec::state::VCPUS;
 use spec::{Call, Outcome, Run};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+/// Static table pages of a core that is not poor.
+const POOL: u64 = 0x40;
 /// RAM from here on is given behind the scenes.
 const SPARE: u64 = RAM_START + 0x1000;
 /// ESR_EL2 of an HVC with immediate 0.
@@ -52,7 +54,11 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
     /// A core whose world ends where RAM that may change hands ends: before the hypervisor's image. With
     /// `poor`, it has as few table pages as it can have. Guest pages begin at `gfn`.
     pub fn new(poor: bool, gfn: u64) -> Self {
-        Self::on(if poor { World::with_least_pool() } else { World::new() }, gfn)
+        static LEAST: OnceLock<u64> = OnceLock::new();
+        let pool = if poor { *LEAST.get_or_init(|| World::least_pool(plain_setup)) } else { POOL };
+        let core = World::of(&plain_setup(pool), CPUS);
+        core.load_all();
+        Self::on(core, gfn)
     }
 
     /// The same on a core that is there.

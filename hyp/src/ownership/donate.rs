@@ -167,8 +167,8 @@ impl HypSpace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{HYP_START, PROTECTED, RAM_PAGES, RAM_START, TestMachine, World};
-    use crate::{Hypervisor, Setup};
+    use crate::Setup;
+    use crate::testing::{HYP_START, PROTECTED, RAM_PAGES, RAM_START, TestMachine, World, setup};
     use abi::host::HostCall;
     use abi::{Error as Code, HostState, VmHandle};
 
@@ -208,8 +208,8 @@ mod tests {
     fn where_stage_2_forces_write_back_all_but_a_donation_clean() {
         let machine = TestMachine::new();
         machine.force_write_back();
-        let setup = Setup { force_write_back: true, ..crate::testing::setup(&machine, 0x40) };
-        let world = World { hyp: Hypervisor::new(machine, &setup).unwrap() };
+        let setup = Setup { force_write_back: true, ..setup(0x40) };
+        let world = World::on(machine, &setup).unwrap();
         let vm = world.protected_vm();
         let (pa, gfns) = ((RAM_START + 5) << 12, Pages::from_raw(0x8_0000, 1).unwrap());
         let past_the_caches = || world.sim().load64_uncached(pa);
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn a_host_without_table_pages_asks_for_them_and_a_top_up_helps() {
-        let world = World::with_least_pool();
+        let world = World::with_pool(World::least_pool(setup));
         assert_eq!(world.hyp.host.lock().pool.free(), TOPUP_RESERVE);
         let root = RAM_START + 0x1400;
         let flags = PROTECTED;
@@ -339,7 +339,7 @@ mod tests {
     #[test]
     fn the_table_pages_that_are_asked_for_suffice_wherever_they_lie() {
         for page in (0xc00..0x1000).step_by(8) {
-            let world = World::with_least_pool();
+            let world = World::with_pool(World::least_pool(setup));
             let vm = HostCall::VmCreate { flags: PROTECTED, root: RAM_START + 0x1400 };
             let result = world.call(vm);
             assert_eq!(result.outcome, Err(Code::NoMemory));

@@ -242,7 +242,7 @@ mod tests {
     /// What the audit says of a world whose EL2 also maps these pages at these addresses.
     fn audit_with(va: u64, pages: Pages<Pfn>, rights: Rights) -> Result<u64, AuditError> {
         let machine = TestMachine::new();
-        let mut setup = crate::testing::setup(&machine, 0x40);
+        let mut setup = crate::testing::setup(0x40);
         setup.hyp_map.push(Mapping { va: Vpn::new(va).unwrap(), pages, rights });
         crate::Hypervisor::new(machine, &setup).unwrap().audit(Vpn::new(PRIVATE).unwrap())
     }

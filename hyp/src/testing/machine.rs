@@ -3,7 +3,7 @@
 //! Each operation asserts what the core owes it: that EL2 maps the table that is read or written, that the writing
 //! CPU holds the lock of a table's owner, and that a change is published before its translations are dropped.
 
-use super::{RAM_PAGES, RAM_START};
+use super::RAM_PAGES;
 use crate::addr::{Gfn, Pages, Pfn, PhysAddr, Vpn};
 use crate::machine::{Machine, Stage2Id, Tree};
 use crate::sync::{AtomicU64, Lock, Ordering, order};
@@ -19,9 +19,8 @@ use shuttle::thread_local;
 #[cfg(not(deed_shuttle))]
 use std::thread_local;
 
-/// CPUs of the simulated machine. Threads that a test schedules have one more, whose only business it is to touch
-/// pages.
-pub const CPUS: usize = if cfg!(deed_shuttle) { 3 } else { 2 };
+/// CPUs of a simulated machine that is not asked for another number.
+pub const CPUS: usize = 2;
 
 /// What a guest does when it is run: changes its registers, and traps.
 pub type Step = Box<dyn FnMut(&mut Context) -> Trap + Send>;
@@ -35,12 +34,8 @@ pub fn this_cpu() -> usize {
     CPU.with(Cell::get)
 }
 
-/// Makes this thread a CPU.
-///
-/// # Panics
-/// If there is no such CPU.
+/// Makes this thread a CPU. A machine that has no such CPU panics at its next invalidation.
 pub fn become_cpu(cpu: usize) {
-    assert!(cpu < CPUS, "there are {CPUS} CPUs");
     CPU.with(|this| this.set(cpu));
 }
 
@@ -48,7 +43,7 @@ pub fn become_cpu(cpu: usize) {
 pub struct TestMachine {
     sim: sim::Sim,
     /// What the guests do that run on each CPU.
-    scripts: [Mutex<VecDeque<Step>>; CPUS],
+    scripts: Vec<Mutex<VecDeque<Step>>>,
     /// Another CPU may go on before each step: under shuttle, each use of `steps` is such a point.
     interleaved: AtomicBool,
     steps: AtomicU64,
@@ -56,7 +51,9 @@ pub struct TestMachine {
     adopted: AtomicBool,
     /// EL2's own tables, once they are in use.
     el2: OnceLock<sim::El2Stage1>,
-    /// Pages of RAM that were found mapped at EL2 and not taken out of its tables since.
+    /// Its RAM, in ascending order.
+    ram: Vec<Pages<Pfn>>,
+    /// Pages from the first of RAM on that were found mapped at EL2 and not taken out of its tables since.
     reachable: Vec<AtomicBool>,
     /// Syndromes of SErrors that were made pending for the host.
     serrors: Mutex<Vec<u64>>,
@@ -90,14 +87,29 @@ impl Default for TestMachine {
 impl TestMachine {
     /// A machine with nothing on it.
     pub fn new() -> Self {
-        let ram = vec![sim::Region { base: RAM_START << 12, size: RAM_PAGES << 12 }];
+        Self::with(&[super::ram(0, RAM_PAGES)], CPUS)
+    }
+
+    /// The same with this RAM, which no runs share, and this many CPUs.
+    ///
+    /// # Panics
+    /// If there is no RAM or no CPU.
+    pub fn with(ram: &[Pages<Pfn>], cpus: usize) -> Self {
+        let mut ram = ram.to_vec();
+        ram.sort_by_key(|run| run.start());
+        let base = |run: &Pages<Pfn>| run.start().base().as_u64();
+        let regions = ram.iter().map(|run| sim::Region { base: base(run), size: bytes(run.count()) });
+        let sim = sim::Sim::new(sim::Config { ram: regions.collect(), cpus });
+        let (Some(first), Some(last)) = (ram.first(), ram.last()) else { panic!("a machine without RAM") };
+        let pages = last.end().saturating_sub(first.start().as_u64());
         Self {
-            sim: sim::Sim::new(sim::Config { ram, cpus: CPUS }),
-            scripts: Default::default(),
+            sim,
+            scripts: (0..cpus).map(|_| Mutex::default()).collect(),
             interleaved: AtomicBool::new(false),
             adopted: AtomicBool::new(false),
             el2: OnceLock::new(),
-            reachable: (0..RAM_PAGES).map(|_| AtomicBool::new(false)).collect(),
+            reachable: (0..pages).map(|_| AtomicBool::new(false)).collect(),
+            ram,
             steps: AtomicU64::new(0),
             serrors: Mutex::default(),
             records: Mutex::default(),
@@ -131,7 +143,7 @@ impl TestMachine {
 
     /// The note whether EL2 reaches a page of RAM.
     fn reach(&self, page: u64) -> Option<&AtomicBool> {
-        self.reachable.get(usize::try_from(page.checked_sub(RAM_START)?).ok()?)
+        self.reachable.get(usize::try_from(page.checked_sub(self.first_page())?).ok()?)
     }
 
     /// EL2 maps the table that it reads or writes: on hardware it would take an abort otherwise. Before its tables
@@ -181,12 +193,21 @@ impl TestMachine {
         assert!(!unpublished, "translations are invalidated before the change of their table is published");
     }
 
-    /// A run of pages of RAM.
+    /// Its RAM, in ascending order.
+    pub fn regions(&self) -> &[Pages<Pfn>] {
+        &self.ram
+    }
+
+    fn first_page(&self) -> u64 {
+        self.ram.first().map_or(0, |run| run.start().as_u64())
+    }
+
+    /// A run of pages from page `first` of RAM on.
     ///
     /// # Panics
     /// If it is empty or leaves the address space.
     pub fn ram(&self, first: u64, count: u64) -> Pages<Pfn> {
-        match Pages::from_raw(RAM_START.saturating_add(first), count) {
+        match Pages::from_raw(self.first_page().saturating_add(first), count) {
             Some(pages) => pages,
             None => panic!("no such run"),
         }

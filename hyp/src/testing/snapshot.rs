@@ -4,11 +4,12 @@
 //! Who reaches a page is not asked of the core: the simulated hardware walks all tables. What it finds in TLBs beyond
 //! that is the business of [`World::check`](super::World::check).
 
-use super::{RAM_PAGES, RAM_START, World};
+use super::World;
 use crate::addr::{PAGE_SHIFT, Pfn};
 use crate::ownership::query::{Census, host_state};
 use crate::pgtable::stage2::{self, Entry, Owner, Sharing};
 use abi::{HostState, VmHandle};
+use std::collections::BTreeMap;
 
 /// Who can reach a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,38 +124,31 @@ impl Snapshot {
 impl World {
     /// Looks at everything.
     pub fn snapshot(&self) -> Snapshot {
-        let mut pages: Vec<Page> = (RAM_START..RAM_START.saturating_add(RAM_PAGES))
-            .filter_map(Pfn::new)
-            .map(|pfn| self.look_at(pfn))
-            .collect();
+        let ram = self.hyp.machine().regions();
+        let mut pages: BTreeMap<u64, Page> =
+            ram.iter().flat_map(|run| run.iter()).map(|pfn| (pfn.as_u64(), self.look_at(pfn))).collect();
         let mut reaches = |by: By, leaves: Vec<sim::Leaf>| {
             for leaf in leaves {
-                for offset in 0..leaf.size >> PAGE_SHIFT {
-                    let number = (leaf.pa >> PAGE_SHIFT).wrapping_add(offset).wrapping_sub(RAM_START);
-                    if number >= RAM_PAGES {
-                        continue;
-                    }
-                    let at = (leaf.ipa >> PAGE_SHIFT).wrapping_add(offset);
-                    let (read, write, execute) = (leaf.read, leaf.write, leaf.execute);
-                    if let Some(page) = pages.get_mut(number as usize) {
-                        page.reach.push(Reach { by, at, read, write, execute });
+                let (first, end) = (leaf.pa >> PAGE_SHIFT, leaf.pa.saturating_add(leaf.size) >> PAGE_SHIFT);
+                // Beyond RAM the host reaches what is no page of RAM, in its large blocks: those need no look.
+                for run in ram {
+                    for page in first.max(run.start().as_u64())..end.min(run.end()) {
+                        let at = (leaf.ipa >> PAGE_SHIFT).wrapping_add(page.wrapping_sub(first));
+                        let (read, write, execute) = (leaf.read, leaf.write, leaf.execute);
+                        if let Some(page) = pages.get_mut(&page) {
+                            page.reach.push(Reach { by, at, read, write, execute });
+                        }
                     }
                 }
             }
         };
-        // Beyond RAM the host reaches what is no page of RAM, in its large blocks: those need no look.
-        let (first, bytes) = (RAM_START << PAGE_SHIFT, RAM_PAGES << PAGE_SHIFT);
-        let of_ram = |leaf: &sim::Leaf| {
-            leaf.pa < first.saturating_add(bytes) && leaf.pa.saturating_add(leaf.size) > first
-        };
-        let host = self.sim().leaves_stage2(self.host()).into_iter().filter(of_ram).collect();
-        reaches(By::Host, host);
+        reaches(By::Host, self.sim().leaves_stage2(self.host()));
         reaches(By::Hyp, self.sim().leaves_el2(self.el2()));
         let pools = self.pools();
         for VmPool { vm, .. } in &pools.vms {
             reaches(By::Guest(*vm), self.sim().leaves_stage2(self.guest(*vm)));
         }
-        Snapshot { pages, pools, census: self.census() }
+        Snapshot { pages: pages.into_values().collect(), pools, census: self.census() }
     }
 
     fn look_at(&self, pfn: Pfn) -> Page {
@@ -206,6 +200,7 @@ impl World {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{RAM_START, plain_setup};
     use abi::host::HostCall;
 
     #[test]
@@ -231,6 +226,28 @@ mod tests {
         assert_eq!((snapshot.pages[7].pins, snapshot.pages[8].pins), (1, 0));
         assert_eq!(whose(0x211), [(By::Hyp, RAM_START + 0x211)], "the image");
         assert_eq!(snapshot.pools.vms[0].pages, 2);
+    }
+
+    #[test]
+    fn a_world_is_of_the_ram_and_the_cpus_that_are_asked_for() {
+        let mut setup = plain_setup(0x40);
+        let far = crate::addr::Pages::from_raw(0x8_0000, 3).unwrap();
+        setup.ram.push(far);
+        let world = World::of(&setup, 5);
+        assert_eq!(world.sim().cpus(), 5);
+        let snapshot = world.snapshot();
+        let count: u64 = setup.ram.iter().map(|run| run.count()).sum();
+        assert_eq!(snapshot.pages.len() as u64, count);
+        let last = snapshot.pages.last().unwrap();
+        let way = Reach { by: By::Host, at: 0x8_0002, read: true, write: true, execute: true };
+        assert_eq!((last.owner, last.reach.as_slice()), (PageOwner::Host, [way].as_slice()));
+        let vm = world.vm(crate::testing::PROTECTED, 0x1000, 16);
+        let donate = HostCall::DonateGuest { vm, pfn: 0x8_0001, gfn: 0, pages: 2 };
+        assert_eq!(world.call_on(4, donate).outcome, Ok(()));
+        let owners = world.snapshot().pages.into_iter().rev().take(3).map(|page| page.owner);
+        let [one, two] = [1, 0].map(|gfn| PageOwner::Guest(vm, gfn));
+        assert!(owners.eq([one, two, PageOwner::Host]));
+        world.check();
     }
 
     #[test]

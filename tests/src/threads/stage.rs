@@ -6,11 +6,13 @@ use abi::host::HostCall;
 use abi::{Error, VmHandle, guest, smccc};
 use hyp::addr::Gfn;
 use hyp::ownership::query::{AbortAnswer, GuestPage};
-use hyp::testing::{Step, World, this_cpu};
+use hyp::testing::{Step, World, plain_setup, this_cpu};
 use hyp::vm::context::{Context, Trap};
 use spec::{Call, Outcome, Run, step};
 use std::sync::{Arc, Mutex};
 
+/// Two that make calls, and one that touches pages.
+const CPUS: usize = 3;
 /// Table pages of the host's pool at boot.
 const POOL: u64 = 0x40;
 /// Table pages that each VM is given before it starts.
@@ -33,7 +35,7 @@ pub(super) struct Stage {
 
 impl Stage {
     pub(super) fn new(start: &Start) -> Self {
-        let real = Core::on(World::cold(POOL), GFN);
+        let real = Core::on(World::of(&plain_setup(POOL), CPUS), GFN);
         let mut state = Small::new();
         let mut guests = Vec::new();
         for call in start.calls {
@@ -55,7 +57,7 @@ impl Stage {
 
     /// Lets the TLBs of all CPUs hold what they may of the pages at stake.
     pub(super) fn fill_tlbs(&self) {
-        for cpu in 0..hyp::testing::CPUS {
+        for cpu in 0..self.core().sim().cpus() {
             for page in 0..G as u64 {
                 let at = (WINDOW.pfn + page) << 12;
                 let _ = self.core().sim().guest_or_host_read(cpu, self.core().host(), at);
