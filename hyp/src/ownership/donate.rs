@@ -351,6 +351,29 @@ mod tests {
     }
 
     #[test]
+    fn a_top_up_may_leave_just_the_reserve() {
+        let world = World::with_pool(World::least_pool(setup));
+        assert_eq!(world.hyp.host.lock().pool.free(), TOPUP_RESERVE);
+        // In a block of the host's that EL2 has nothing in: a table each.
+        let top_up = |pages| HostCall::PoolTopUp { pool: Pool::Tables, pfn: RAM_START + 0xc00, pages };
+        assert_eq!(world.call(top_up(1)).outcome, Err(Code::NoMemory));
+        world.ok(top_up(2));
+        assert_eq!(world.hyp.host.lock().pool.free(), TOPUP_RESERVE);
+        world.check();
+    }
+
+    #[test]
+    fn a_whole_block_given_to_the_hypervisor_is_mapped_there_in_pages() {
+        let world = World::new();
+        let (pfn, pages) = (RAM_START + 0xc00, crate::pgtable::REGION_PAGES);
+        world.ok(HostCall::PoolTopUp { pool: Pool::Tables, pfn, pages });
+        let leaves = world.sim().leaves_el2(world.el2());
+        let its: Vec<u64> =
+            leaves.iter().filter(|leaf| leaf.pa >> 21 == pfn >> 9).map(|leaf| leaf.size).collect();
+        assert_eq!(its, [0x1000; 512], "a block could not be split while another CPU uses it");
+    }
+
+    #[test]
     fn pages_given_to_the_hypervisor_are_mapped_there_and_nowhere_else() {
         let world = World::new();
         world.load_all();

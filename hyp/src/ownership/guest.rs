@@ -12,7 +12,7 @@ use super::{Error, GuestDiffers, Host, Owner, chunk};
 use crate::addr::{Gfn, Pages, Pfn};
 use crate::machine::Machine;
 use crate::pgtable::stage2::{Entry, Page, Sharing, Stage2};
-use crate::pgtable::{REGION_PAGES, Run, Table, rest_of_region};
+use crate::pgtable::{Run, Table, rest_of_region};
 use crate::pool::{Lacking, PagePool};
 use abi::VmHandle;
 use abi::page::{Permissions, Pool};
@@ -256,17 +256,13 @@ impl GuestSpace {
         takes: &[Sharing],
     ) -> Result<(), Error> {
         let mut tables = 0u64;
-        let mut last_region = None;
         for piece in self.pieces(machine, gfns) {
             let piece = piece?;
             if !takes.contains(&piece.sharing) {
                 return Err(Error::GuestState(piece.gfns.start()));
             }
-            let needed = host.check_piece(machine, self.handle, piece)?;
-            let region = piece.pfns.start().as_u64() / REGION_PAGES;
-            if last_region.replace(region) != Some(region) {
-                tables = tables.saturating_add(needed);
-            }
+            // Several pieces in one region of the host's have their table already: a block is one piece.
+            tables = tables.saturating_add(host.check_piece(machine, self.handle, piece)?);
         }
         host.reserve(tables)?;
         Ok(self.reserve(self.table.tables_needed(machine, gfns))?)
@@ -369,9 +365,11 @@ impl Host {
 mod tests {
     use super::*;
     use crate::ownership::query::GuestPage;
-    use crate::testing::{RAM_START, World};
+    use crate::pgtable::REGION_PAGES;
+    use crate::testing::{PROTECTED, RAM_START, World};
     use abi::HostState;
     use abi::host::HostCall;
+    use abi::page::{Permissions, Pool};
 
     const GFN: u64 = 0x8_0000;
 
@@ -426,6 +424,65 @@ mod tests {
         assert_eq!(unshare_host(machine, host, space, run(1, 1)), refused(6));
         assert_eq!(crate::ownership::reclaim::from_dying(machine, host, space, run(0, 1)), refused(5));
         assert_eq!(crate::ownership::reclaim::from_dying(machine, host, space, run(1, 1)), refused(6));
+    }
+
+    #[test]
+    fn a_page_that_the_host_does_not_lend_cannot_be_taken_back() {
+        let world = World::new();
+        let machine = world.hyp.machine();
+        let vm = world.vm(abi::VmFlags::default(), 0x1000, 8);
+        let (pfn, permissions) = (RAM_START + 5, Permissions::ALL);
+        world.ok(HostCall::ShareGuest { vm, pfn, gfn: GFN, pages: 1, permissions });
+        // Damaged on purpose, as above.
+        let mut host = world.hyp.host.lock();
+        let mut vm = world.hyp.vms.lock(vm).unwrap();
+        let Host { table, pool, .. } = &mut *host;
+        table.set(
+            machine,
+            machine.ram(5, 1).identity(),
+            pool,
+            Host::entry(machine.ram(5, 1), Sharing::Owned),
+        );
+        let refused = Err(Error::HostState(Pfn::new(pfn).unwrap()));
+        let ended = crate::ownership::share::host_unshare_guest(machine, &mut host, &mut vm.space, run(0, 1));
+        assert_eq!(ended, refused);
+    }
+
+    /// A page out of the middle of a block changes hands: the host's table for it is asked for before anything
+    /// changes, and not asked for if it is there.
+    #[test]
+    fn a_block_of_the_hosts_is_split_only_with_a_table_for_it() {
+        let open = abi::VmFlags::default();
+        let end_loan = |world: &World, vm| world.hyp.host_unshare_guest(vm, run(9, 1));
+        let share = |world: &World, vm| world.hyp.guest_share_host(vm, run(9, 1));
+        type Take<'a> = &'a dyn Fn(&World, abi::VmHandle) -> Result<u64, Error>;
+        let cases: [(abi::VmFlags, Take<'_>); 2] = [(open, &end_loan), (PROTECTED, &share)];
+        for (flags, take) in cases {
+            let world = World::new();
+            let vm = world.vm(flags, 0x1000, 8);
+            let (pfn, gfn, pages) = (RAM_START + 0x400, GFN, REGION_PAGES);
+            world.ok(match flags.protected {
+                true => HostCall::DonateGuest { vm, pfn, gfn, pages },
+                false => HostCall::ShareGuest { vm, pfn, gfn, pages, permissions: Permissions::ALL },
+            });
+            world.drain_tables();
+            let before = world.snapshot();
+            assert!(matches!(take(&world, vm), Err(Error::Lacking(_))));
+            assert_eq!(before.difference(&world.snapshot()), None);
+            world.ok(HostCall::PoolTopUp { pool: Pool::Tables, pfn: RAM_START + 0xc00, pages: 16 });
+            assert_eq!(take(&world, vm), Ok(1));
+            world.drain_tables();
+            let next = run(10, 1);
+            assert_eq!(
+                match flags.protected {
+                    true => world.hyp.guest_share_host(vm, next),
+                    false => world.hyp.host_unshare_guest(vm, next),
+                },
+                Ok(1),
+                "the table is there"
+            );
+            world.check();
+        }
     }
 
     #[test]

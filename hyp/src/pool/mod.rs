@@ -123,7 +123,7 @@ mod tests {
         let mut taken: Vec<_> = core::iter::from_fn(|| pool.pop(&machine)).collect();
         taken.sort();
         assert_eq!(taken, pages.iter().collect::<Vec<_>>());
-        assert_eq!(pool.free(), 0);
+        assert_eq!((pool.free(), pool.total()), (0, 3));
         assert_eq!(pool.pop(&machine), None);
     }
 

@@ -466,6 +466,8 @@ pub(crate) fn root_pages(first: u64) -> Result<Pages<Pfn>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::World;
+    use abi::host::HostCall;
 
     #[test]
     fn a_root_that_is_not_aligned_to_its_size_is_refused() {
@@ -476,7 +478,7 @@ mod tests {
 
     #[test]
     fn a_claimed_vcpu_is_nobody_elses_and_holds_teardown_up() {
-        let world = crate::testing::World::new();
+        let world = World::new();
         let vm = world.protected_vm();
         world.ok(abi::HostCall::VcpuCreate { vm, vcpu: 0 });
         let claim = world.hyp.claim(vm, 0).unwrap();
@@ -490,8 +492,25 @@ mod tests {
     }
 
     #[test]
+    fn registers_are_gone_before_the_machine_is_turned_off() {
+        let world = World::new();
+        let vm = world.vm(abi::VmFlags::default(), 0x1000, 8);
+        world.ok(HostCall::VcpuCreate { vm, vcpu: 0 });
+        world.ok(HostCall::VcpuSetReg { vm, vcpu: 0, register: 3, value: 0x5ec2e7 });
+        let register = || match &world.hyp.vms.lock(vm).unwrap().vcpus[..] {
+            [VcpuSlot::Idle(vcpu), ..] => vcpu.context.x[3],
+            _ => panic!("the vCPU is idle"),
+        };
+        assert_eq!(register(), 0x5ec2e7);
+        world.hyp.machine().take_cleaned();
+        world.hyp.wipe_all_guests();
+        assert_eq!(register(), 0);
+        assert_eq!(world.hyp.machine().take_cleaned(), [size_of::<Vcpu>()]);
+    }
+
+    #[test]
     fn a_vcpu_that_is_not_there_is_no_entry_also_in_a_dying_vm() {
-        let world = crate::testing::World::new();
+        let world = World::new();
         let vm = world.protected_vm();
         world.ok(abi::HostCall::VcpuCreate { vm, vcpu: 0 });
         world.ok(abi::HostCall::VmTeardownStart { vm });
