@@ -200,6 +200,7 @@ impl Play {
     }
 
     fn step(&mut self, input: &mut Input<'_>, outcomes: &mut Outcomes) {
+        outcomes.step();
         match input.byte() % 16 {
             0..=3 => self.any_call(input, outcomes),
             4 => self.new_vm(input, outcomes),

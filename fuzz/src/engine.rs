@@ -47,6 +47,8 @@ pub struct Failure {
 pub struct Findings {
     /// Inputs played, the corpus included.
     pub executions: u64,
+    /// Steps that these took, for a target whose inputs are several steps each.
+    pub steps: u64,
     /// How long that took.
     pub duration: Duration,
     /// Inputs of the corpus.
@@ -60,9 +62,9 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Inputs a second.
-    pub fn per_second(&self) -> u64 {
-        (self.executions as f64 / self.duration.as_secs_f64().max(1e-9)) as u64
+    /// How many of these, steps or executions, came in a second.
+    pub fn per_second(&self, count: u64) -> u64 {
+        (count as f64 / self.duration.as_secs_f64().max(1e-9)) as u64
     }
 }
 
@@ -125,6 +127,7 @@ struct Run<'a> {
     failures: &'a Path,
     began: Instant,
     executions: u64,
+    steps: u64,
     seen: HashSet<u64>,
     kept: Vec<Vec<u8>>,
     outcomes: Outcomes,
@@ -133,7 +136,7 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(target: &'a Target, watch: &'a Watch, failures: &'a Path) -> Self {
         let (seen, kept, outcomes) = Default::default();
-        Self { target, watch, failures, began: Instant::now(), executions: 0, seen, kept, outcomes }
+        Self { target, watch, failures, began: Instant::now(), executions: 0, steps: 0, seen, kept, outcomes }
     }
 
     fn go(mut self, corpus: &[Vec<u8>], seed: u64, until: Until) -> Findings {
@@ -171,6 +174,7 @@ impl<'a> Run<'a> {
         }
         Findings {
             executions: self.executions,
+            steps: self.steps,
             duration: self.began.elapsed(),
             corpus: corpus.len(),
             outcomes: self.seen.len(),
@@ -190,6 +194,7 @@ impl<'a> Run<'a> {
         self.watch.begin(input);
         self.executions += 1;
         play(self.target, input, &mut self.outcomes)?;
+        self.steps += self.outcomes.steps();
         let before = self.seen.len();
         self.seen.extend(self.outcomes.seen());
         if self.seen.len() > before {

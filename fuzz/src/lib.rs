@@ -62,6 +62,7 @@ impl Target {
 #[derive(Clone, Debug, Default)]
 pub struct Outcomes {
     seen: Vec<u64>,
+    steps: u64,
 }
 
 impl Outcomes {
@@ -73,6 +74,16 @@ impl Outcomes {
         self.seen.push(hasher.finish());
     }
 
+    /// Counts one thing done of the several that an input may ask for.
+    pub fn step(&mut self) {
+        self.steps += 1;
+    }
+
+    /// How many that were. An input that is one thing counts none.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
     /// What was noted.
     pub fn seen(&self) -> &[u64] {
         &self.seen
@@ -81,5 +92,6 @@ impl Outcomes {
     /// Forgets all.
     pub fn clear(&mut self) {
         self.seen.clear();
+        self.steps = 0;
     }
 }

@@ -117,12 +117,16 @@ fn run_one(options: &Options, target: &Target) -> Result<bool, String> {
 }
 
 fn report(target: &Target, seed: u64, found: &Findings) {
+    let steps = match found.steps {
+        0 => String::new(),
+        steps => format!(" ({} steps a second)", found.per_second(steps)),
+    };
     println!(
-        "FUZZ {}: {} executions in {:.1} s, {} a second, corpus {}, {} outcomes, seed {seed}: {}",
+        "FUZZ {}: {} executions in {:.1} s, {} a second{steps}, corpus {}, {} outcomes, seed {seed}: {}",
         target.name,
         found.executions,
         found.duration.as_secs_f64(),
-        found.per_second(),
+        found.per_second(found.executions),
         found.corpus,
         found.outcomes,
         match &found.failure {
