@@ -15,7 +15,7 @@ pub(super) const SECONDS: u64 = 30;
 
 impl Target {
     /// All that run on the build machine, by their names there.
-    const ON_THE_BUILD_MACHINE: [(Self, &str); 4] = [
+    pub(super) const ON_THE_BUILD_MACHINE: [(Self, &str); 4] = [
         (Self::Decode, "decode"),
         (Self::DeviceTree, "device-tree"),
         (Self::Calls, "calls"),

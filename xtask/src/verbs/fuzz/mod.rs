@@ -3,14 +3,16 @@
 //! | file | targets |
 //! |---|---|
 //! | [`build_machine`] | bytes that make no sense, for everything that reads bytes of others: crate `deed-fuzz` |
+//! | [`guided`] | the same, under libFuzzer |
 //! | [`emulator`] | random calls in QEMU, beside the specification |
 
 mod build_machine;
 mod emulator;
+mod guided;
 
 use crate::report::Report;
 use crate::tree::Tree;
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use std::path::PathBuf;
 
 /// What is fuzzed.
@@ -44,6 +46,9 @@ pub(crate) struct Args {
     /// The same seed plays the same inputs in the same order.
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
+    /// On the build machine: under libFuzzer, which goes by the code that an input reaches.
+    #[arg(long, conflicts_with_all = ["input", "write_corpus", "in-the-emulator"])]
+    guided: bool,
     #[command(flatten)]
     build_machine: build_machine::Args,
     #[command(flatten)]
@@ -61,7 +66,7 @@ impl Args {
         match self.target.as_slice() {
             // What only one side understands says which is meant.
             [] if self.emulator.is_asked_for() => target == Target::Emulator,
-            [] if self.build_machine.is_asked_for() => target != Target::Emulator,
+            [] if self.guided || self.build_machine.is_asked_for() => target != Target::Emulator,
             [] => true,
             targets => targets.contains(&target),
         }
@@ -71,6 +76,13 @@ impl Args {
 /// Runs the command.
 pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
     Report::new("fuzz").around(args.json.as_deref(), |report| {
+        if args.guided {
+            ensure!(
+                !args.target.contains(&Target::Emulator),
+                "only targets of the build machine can be guided"
+            );
+            return guided::run(tree, args, report);
+        }
         let quiet = build_machine::run(tree, args, report)?;
         Ok(emulator::run(tree, args, report)? && quiet)
     })
