@@ -23,7 +23,7 @@ fn run(name: &str) {
     println!(
         "{name}: {} executions, {} a second, {} outcomes",
         found.executions,
-        found.per_second(),
+        found.per_second(found.executions),
         found.outcomes
     );
     if let Some(failure) = found.failure {

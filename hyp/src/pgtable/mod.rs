@@ -279,7 +279,7 @@ const ZERO_PFN: Pfn = match Pfn::new(0) {
 
 #[cfg(test)]
 mod tests {
-    use super::stage2::{Entry, GUEST_IPA_BITS, Page, Sharing, Side, Stage2};
+    use super::stage2::{Entry, GUEST_IPA_BITS, Owner, Page, Sharing, Side, Stage2};
     use super::*;
     use crate::addr::Gfn;
     use crate::pool::PagePool;
@@ -313,6 +313,22 @@ mod tests {
         let word = table.regime().encode(page(ram.start()));
         machine.write_descriptor(unlinked.word(gfns.start().as_u64()), word);
         assert_eq!(table.entry(&machine, gfns.start()), Some(Entry::Empty));
+    }
+
+    #[test]
+    fn what_no_tlb_can_hold_is_not_invalidated() {
+        let machine = TestMachine::new();
+        let (mut table, mut pool, ram) = table(&machine);
+        let gfns = Pages::<Gfn>::from_raw(0x600, 2).unwrap();
+        let mut invalidations = |entry| {
+            machine.sim().clear();
+            table.set(&machine, gfns, &mut pool, entry);
+            let is_tlbi = |event: &&sim::Event| matches!(event, sim::Event::TlbiStage2Ipa { .. });
+            machine.sim().events().iter().filter(is_tlbi).count()
+        };
+        assert_eq!(invalidations(page(ram.start())), 0, "there was nothing");
+        assert_eq!(invalidations(Entry::Empty), 1);
+        assert_eq!(invalidations(Entry::Owned(Owner::Hyp)), 0, "nor is there now");
     }
 
     #[test]
