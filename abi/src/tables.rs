@@ -19,7 +19,7 @@ pub const REFUSALS: &[(&str, &[Error])] = &[
     ("UNSHARE_GUEST", &[Permission, NoEntry, NoMemory, Invalid, Range]),
     ("RECLAIM_GUEST", &[Permission, NoEntry, NoMemory, Invalid, Range]),
     ("QUERY_PAGE", &[Invalid]),
-    ("FORCE_RECLAIM", &[Permission, NoEntry, Again, NoMemory, Invalid]),
+    ("FORCE_RECLAIM", &[Permission, Again, NoMemory, Invalid]),
     ("VM_CREATE", &[Permission, NoMemory, Busy, Invalid]),
     ("VCPU_CREATE", &[Permission, NoEntry, NoMemory, Exists, Invalid]),
     ("VCPU_SET_BOOT", &[Permission, NoEntry, Busy, Exists, Invalid]),

@@ -30,10 +30,10 @@ pub fn differences(pairs: &Pairs) -> Vec<String> {
     differences
 }
 
-/// The outcomes that each call was seen to have, compared with docs/hypercalls.md by eye, in the order of [`CALLS`]:
-/// a change of the rules that adds or loses one is noticed. Those that
-/// take running vCPUs (`Busy` of a claimed one, `Again`) are not part of the rules.
-const LISTED: [&[&str]; CALLS.len()] = [
+/// The outcomes that each call has in these worlds, in the order of [`CALLS`]: a change of the rules that adds or
+/// loses one is noticed. Those that take running vCPUs (`Busy` of a claimed one, `Again`) are not part of the rules.
+/// `tests/tests/documents.rs` holds them against the errors that the interface documents.
+pub const LISTED: [&[&str]; CALLS.len()] = [
     // POOL_TOPUP
     &["done", "Permission", "Invalid", "NoMemory: tables"],
     // VM_TOPUP
