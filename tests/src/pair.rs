@@ -3,7 +3,9 @@
 use crate::real::Real;
 use spec::state::HostEntry;
 use spec::{Call, Outcome, State, step};
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::sync::Once;
 
 /// What was seen, and the difference that ended it.
 #[derive(Debug, Default)]
@@ -87,7 +89,7 @@ impl<const P: usize, const V: usize, const G: usize> Pair<P, V, G> {
 
     /// Makes a call on both; a panic is told as a difference too. Returns whether it goes on.
     pub fn goes_on(&mut self, call: Call) -> bool {
-        let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.play(call)));
+        let played = quietly(|| self.play(call));
         self.told.difference = match played {
             Ok(Ok(())) => None,
             Ok(Err(difference)) => Some(difference),
@@ -98,8 +100,33 @@ impl<const P: usize, const V: usize, const G: usize> Pair<P, V, G> {
                 Some(text.unwrap_or_else(|| "a panic".to_owned()))
             }
         };
+        if let Some(difference) = &mut self.told.difference {
+            let spec::World { pfn, gfn, .. } = self.real.place();
+            difference.push_str(&format!("\n(page 0 is {pfn:#x}, guest page 0 is {gfn:#x})"));
+        }
         self.told.difference.is_none()
     }
+}
+
+/// Does what may panic, without what a panic prints: it is told with the story, and a story is played many times until
+/// it is a short one.
+fn quietly<T>(what: impl FnOnce() -> T) -> std::thread::Result<T> {
+    thread_local! {
+        static QUIET: Cell<bool> = const { Cell::new(false) };
+    }
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                before(info);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(what));
+    QUIET.set(false);
+    done
 }
 
 /// The VM that a call is about.

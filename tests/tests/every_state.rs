@@ -5,7 +5,7 @@
 //! is untried.
 
 use abi::page::{Permissions, Pool};
-use deed_tests::pair::Pair;
+use deed_tests::pair::{Pair, Told};
 use spec::explore::{MAX_HOLDS, encode};
 use spec::{Call, Run, State, step};
 use std::collections::{HashMap, VecDeque};
@@ -134,41 +134,70 @@ impl Untried {
     }
 
     fn way_by(&mut self, place: &spec::World, from: &Small, finals: bool) -> Option<Vec<Call>> {
-        let mut origins: HashMap<u128, Option<(u128, Call)>> = HashMap::from([(encode(from), None)]);
-        let mut queue = VecDeque::from([*from]);
-        while let Some(state) = queue.pop_front() {
-            let key = encode(&state);
-
-            if self.has_untried(place, &state, finals) {
-                let mut way = Vec::new();
-                let mut at = key;
-                while let Some(Some((before, call))) = origins.get(&at) {
-                    way.push(*call);
-                    at = *before;
-                }
-                way.reverse();
-                return Some(way);
-            }
-            for call in &self.calls {
-                let skipped = !finals && is_final(*call)
-                    || matches!(*call, Call::Pin { pfn } if state.pages[pfn as usize].pins >= MAX_HOLDS);
-                let next = if skipped { state } else { step(place, &state, *call, None).1 };
-                origins.entry(encode(&next)).or_insert_with(|| {
-                    queue.push_back(next);
-                    Some((key, *call))
-                });
-            }
-        }
-        None
+        let calls: Vec<Call> = self.calls.iter().copied().filter(|call| finals || !is_final(*call)).collect();
+        nearest(place, from, &calls, |state| self.has_untried(place, state, finals))
     }
 }
 
-fn play(pair: &mut Pair<P, V, G>, call: Call) {
-    if !pair.goes_on(call) {
-        let told = &pair.told;
-        let last = told.story.len().saturating_sub(40);
-        panic!("{}\n{}", told.story[last..].join("\n"), told.difference.as_deref().unwrap_or_default());
+/// The fewest of these calls that lead to a state that is looked for.
+fn nearest(
+    place: &spec::World,
+    from: &Small,
+    calls: &[Call],
+    mut is_there: impl FnMut(&Small) -> bool,
+) -> Option<Vec<Call>> {
+    let mut origins: HashMap<u128, Option<(u128, Call)>> = HashMap::from([(encode(from), None)]);
+    let mut queue = VecDeque::from([*from]);
+    while let Some(state) = queue.pop_front() {
+        let key = encode(&state);
+        if is_there(&state) {
+            let mut way = Vec::new();
+            let mut at = key;
+            while let Some(Some((before, call))) = origins.get(&at) {
+                way.push(*call);
+                at = *before;
+            }
+            way.reverse();
+            return Some(way);
+        }
+        for call in calls {
+            if matches!(*call, Call::Pin { pfn } if state.pages[pfn as usize].pins >= MAX_HOLDS) {
+                continue;
+            }
+            let next = step(place, &state, *call, None).1;
+            origins.entry(encode(&next)).or_insert_with(|| {
+                queue.push_back(next);
+                Some((key, *call))
+            });
+        }
     }
+    None
+}
+
+/// Both sides with VMs of these kinds.
+fn born(kinds: [(bool, bool); V]) -> Pair<P, V, G> {
+    // With few table pages, and so with TLBs that hold only what was touched: that is faster to check.
+    let mut pair = Pair::new(true, GFN);
+    let all = births(kinds).into_iter().all(|birth| pair.goes_on(birth));
+    assert!(all, "{:?}", pair.told);
+    pair
+}
+
+fn tell(told: &Told) -> String {
+    let last = told.story.len().saturating_sub(40);
+    format!("    {}\n{}", told.story[last..].join("\n    "), told.difference.as_deref().unwrap_or_default())
+}
+
+/// Plays a call; a difference is told from the beginning on, by the shortest way to it if that shows it too.
+fn play(pair: &mut Pair<P, V, G>, kinds: [(bool, bool); V], call: Call) {
+    let before = *pair.state();
+    if pair.goes_on(call) {
+        return;
+    }
+    let mut again = born(kinds);
+    let way = nearest(pair.place(), again.state(), &calls(), |state| encode(state) == encode(&before));
+    let differs = way.is_some_and(|way| !way.into_iter().chain([call]).all(|call| again.goes_on(call)));
+    panic!("\n{}", tell(if differs { &again.told } else { &pair.told }));
 }
 
 /// Tries everything with VMs of these kinds, protected and immediate; returns states, pairs tried and cores built.
@@ -176,18 +205,16 @@ fn tour(kinds: [(bool, bool); V]) -> (usize, u64, u64) {
     let mut untried = Untried { calls: calls(), states: HashMap::new(), tried: 0 };
     let mut cores = 0;
     loop {
-        // With few table pages, and so with TLBs that hold only what was touched: that is faster to check.
-        let mut pair = Pair::<P, V, G>::new(true, GFN);
-        births(kinds).into_iter().for_each(|birth| play(&mut pair, birth));
+        let mut pair = born(kinds);
         cores += 1;
         let mut found = false;
         while let Some(way) = untried.way(&pair.place().clone(), pair.state()) {
             found = true;
-            way.into_iter().for_each(|call| play(&mut pair, call));
+            way.into_iter().for_each(|call| play(&mut pair, kinds, call));
             let place = *pair.place();
             if let Some(at) = untried.of(&place, pair.state()).pop() {
                 let call = untried.calls[at];
-                play(&mut pair, call);
+                play(&mut pair, kinds, call);
                 untried.tried += 1;
             }
         }
