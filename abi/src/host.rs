@@ -94,7 +94,11 @@ pub const CALLS: &[CallInfo] = &[
         true,
     ),
     info(0xf5, "TEST_EVENTS", &["from"], &["number", "kind", "vmid", "address", "old", "new"], true),
+    info(0xf6, TEST_FAIL, &["kind", "pfn"], &[], true),
 ];
+
+/// Name of the call that breaks the hypervisor: who makes all calls, or random ones, leaves it out.
+pub const TEST_FAIL: &str = "TEST_FAIL";
 
 const fn info(
     n: u32,
@@ -333,6 +337,38 @@ pub enum HostCall {
         /// Events are numbered from 1.
         from: u64,
     },
+    /// Test builds: the hypervisor breaks, so that one sees how it ends. Refused with [`Error::Invalid`] if there is no
+    /// such kind or page.
+    TestFail {
+        /// A [`FailureKind`].
+        kind: u64,
+        /// A page, for [`FailureKind::Access`].
+        pfn: u64,
+    },
+}
+
+/// How the hypervisor breaks in [`HostCall::TestFail`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FailureKind {
+    /// It finds an invariant broken.
+    Invariant = 0,
+    /// It loads from a page at its physical address, where EL2 maps only what is its own.
+    Access = 1,
+    /// It calls itself without end.
+    Stack = 2,
+}
+
+impl FailureKind {
+    /// Reads the word.
+    pub const fn from_word(word: u64) -> Option<Self> {
+        Some(match word {
+            0 => Self::Invariant,
+            1 => Self::Access,
+            2 => Self::Stack,
+            _ => return None,
+        })
+    }
 }
 
 /// What a page-table event of [`HostCall::TestEvents`] is.
@@ -422,6 +458,7 @@ impl HostCall {
             0xf3 => Self::TestUnpin { pfn: a },
             0xf4 => Self::TestCounters,
             0xf5 => Self::TestEvents { from: a },
+            0xf6 => Self::TestFail { kind: a, pfn: b },
             _ => return Err(DecodeError::UnknownFunction),
         })
     }
@@ -436,6 +473,7 @@ impl HostCall {
                 | Self::TestUnpin { .. }
                 | Self::TestCounters
                 | Self::TestEvents { .. }
+                | Self::TestFail { .. }
         )
     }
 
@@ -472,6 +510,7 @@ impl HostCall {
             Self::TestUnpin { pfn } => (0xf3, [pfn, 0, 0, 0, 0, 0]),
             Self::TestCounters => (0xf4, [0; 6]),
             Self::TestEvents { from } => (0xf5, [from, 0, 0, 0, 0, 0]),
+            Self::TestFail { kind, pfn } => (0xf6, [kind, pfn, 0, 0, 0, 0]),
         };
         let [a, b, c, d, e, f] = arguments;
         [u64::from(FIRST + number), a, b, c, d, e, f]
@@ -544,7 +583,7 @@ impl From<Error> for HostResult {
 mod tests {
     use super::*;
 
-    fn samples() -> [HostCall; 26] {
+    fn samples() -> [HostCall; 27] {
         let vm = VmHandle::new(3, 9).unwrap();
         [
             HostCall::Version,
@@ -573,6 +612,7 @@ mod tests {
             HostCall::TestUnpin { pfn: 1 },
             HostCall::TestCounters,
             HostCall::TestEvents { from: 7 },
+            HostCall::TestFail { kind: 1, pfn: 8 },
         ]
     }
 

@@ -35,6 +35,7 @@ pub const REFUSALS: &[(&str, &[Error])] = &[
     ("TEST_UNPIN", &[Permission, Invalid]),
     ("TEST_COUNTERS", &[]),
     ("TEST_EVENTS", &[]),
+    ("TEST_FAIL", &[Invalid]),
 ];
 
 /// What a host call of this name can be refused with; `None` if there is no such call.

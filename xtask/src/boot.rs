@@ -111,13 +111,18 @@ pub(crate) fn scenario(
     features.extend(options.oracle.then(|| oracle::FEATURE.to_owned()));
     let images = builder.images(&features)?;
     let test_calls = builder.has_test_calls();
+    ensure!(
+        test_calls || !scenario.test_calls,
+        "{} needs test calls, which a release image has not",
+        scenario.name
+    );
     let mut began = Instant::now();
     let start = Start::new(tree, &images, scenario, machine)?;
     let log = log_of(tree, options);
     let (console, ending) = start.run(tree, options, &log)?;
 
     let steps = scenario.expected_steps(test_calls);
-    let stop = scenario.stop.as_ref().map(|stop| stop.message.as_str());
+    let stop = scenario.stop.as_ref();
     let expectation = Expectation { nonce: start.nonce, steps: &steps, verdict: &scenario.verdict, stop };
     let mut checks = console.judge(&expectation, ending);
     let aftermath = start.aftermath(&console, ending);

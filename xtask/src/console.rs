@@ -4,6 +4,7 @@
 //! facts of the hypervisor are taken from their first line, which is printed before the host runs.
 
 use crate::report::Check;
+use crate::scenario::Stop;
 use std::collections::{BTreeMap, HashMap};
 
 const DEED: &str = "[deed] ";
@@ -56,8 +57,8 @@ pub(crate) struct Expectation<'a> {
     pub(crate) steps: &'a [Vec<&'a str>],
     /// Fields that the verdict must have, beside the nonce.
     pub(crate) verdict: &'a BTreeMap<String, toml::Value>,
-    /// The boot must stop with this message, and there must be no verdict.
-    pub(crate) stop: Option<&'a str>,
+    /// The boot must stop so, and there must be no verdict.
+    pub(crate) stop: Option<&'a Stop>,
 }
 
 impl Console {
@@ -95,10 +96,11 @@ impl Console {
     pub(crate) fn judge(&self, expectation: &Expectation<'_>, ending: Ending) -> Vec<Check> {
         let mut checks = self.judge_steps(expectation.steps);
         match expectation.stop {
-            Some(message) => checks.extend(self.judge_stop(message)),
+            Some(stop) => checks.extend(self.judge_stop(stop)),
             None => checks.push(self.judge_verdict(expectation)),
         }
-        checks.extend(self.judge_health(expectation.stop.is_some_and(|message| message.starts_with(PANIC))));
+        checks
+            .extend(self.judge_health(expectation.stop.is_some_and(|stop| stop.message.starts_with(PANIC))));
         checks.push(judge_ending(ending));
         checks
     }
@@ -174,10 +176,17 @@ impl Console {
         Check::new("verdict", expected, observed, pass)
     }
 
-    fn judge_stop(&self, message: &str) -> Vec<Check> {
-        let line = self.deed.iter().find(|line| line.contains(message));
-        let observed = line.or(self.deed.last()).map_or("nothing", String::as_str);
-        let mut checks = vec![Check::new("stop", format!("`{message}`"), observed, line.is_some())];
+    fn judge_stop(&self, stop: &Stop) -> Vec<Check> {
+        let seen = |text: &String| {
+            let line = self.deed.iter().find(|line| line.contains(text));
+            let observed = line.or(self.deed.last()).map_or("nothing", String::as_str);
+            Check::new("stop", format!("`{text}`"), observed, line.is_some())
+        };
+        let mut checks: Vec<Check> = std::iter::once(&stop.message).chain(&stop.also).map(seen).collect();
+        let panics = self.deed.iter().filter(|line| line.starts_with(PANIC)).count();
+        if panics > 1 {
+            checks.push(Check::new("stop", "one PANIC line", format!("{panics}"), false));
+        }
         if let Some(verdict) = self.deed.iter().find(|line| line.starts_with(VERDICT)) {
             checks.push(Check::new("stop", "no verdict", verdict, false));
         }
@@ -346,12 +355,15 @@ mod tests {
 
     #[test]
     fn a_boot_that_must_stop_passes_with_its_message_and_without_a_verdict_only() {
-        let complaints = |text: &str, message| {
+        let complaints_of = |text: &str, message: &str, also: &[&str]| {
+            let also = also.iter().map(|text| (*text).to_owned()).collect();
+            let stop = Stop { message: message.to_owned(), also };
             let expectation =
-                Expectation { nonce: 0xab, steps: &[], verdict: &BTreeMap::new(), stop: Some(message) };
+                Expectation { nonce: 0xab, steps: &[], verdict: &BTreeMap::new(), stop: Some(&stop) };
             let checks = Console::parse(text).judge(&expectation, Ending::Status(0));
             checks.iter().filter(|check| !check.pass).count()
         };
+        let complaints = |text: &str, message| complaints_of(text, message, &[]);
         let text = "[deed] boot stopped: the ramdisk overlaps the device tree\n";
         assert_eq!(complaints(text, "overlaps the device tree"), 0);
         assert_eq!(complaints(text, "beyond RAM"), 1);
@@ -359,6 +371,10 @@ mod tests {
         assert_eq!(complaints(&format!("{text}{GOOD}"), "overlaps"), 1);
         assert_eq!(complaints("[deed] PANIC stack overflow\n", "PANIC stack"), 0);
         assert_eq!(complaints("[deed] PANIC stack overflow\n", "stack"), 1);
+        let twice = "[deed] PANIC stack overflow\n[deed]   x0\n[deed] PANIC again\n";
+        assert_eq!(complaints(twice, "PANIC stack"), 1);
+        assert_eq!(complaints_of(text, "overlaps", &["ramdisk", "the device"]), 0);
+        assert_eq!(complaints_of(text, "overlaps", &["ramdisk", "x0"]), 1);
     }
 
     #[test]

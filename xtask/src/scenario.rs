@@ -45,6 +45,9 @@ pub(crate) struct Scenario {
     pub(crate) smmu: bool,
     #[serde(default)]
     pub(crate) matrix: bool,
+    /// It needs test calls, so no release image can show it.
+    #[serde(default)]
+    pub(crate) test_calls: bool,
     /// `cargo xtask test` boots it with the oracle too.
     #[serde(default)]
     pub(crate) oracle: bool,
@@ -76,11 +79,14 @@ pub(crate) struct Overrides {
     pub(crate) smp: Option<u32>,
 }
 
-/// A boot that must stop before the host runs.
+/// A boot that must end without a verdict: before the host runs, or because the hypervisor is broken.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Stop {
     pub(crate) message: String,
+    /// What else must be seen of the hypervisor, each in a line of its own.
+    #[serde(default)]
+    pub(crate) also: Vec<String>,
 }
 
 /// Where things are loaded, and Deed's own arguments.

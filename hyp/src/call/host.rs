@@ -98,7 +98,8 @@ impl<M: Machine> Hypervisor<M> {
             | HostCall::TestPin { .. }
             | HostCall::TestUnpin { .. }
             | HostCall::TestCounters
-            | HostCall::TestEvents { .. } => Values(self.serve_test(call)),
+            | HostCall::TestEvents { .. }
+            | HostCall::TestFail { .. } => Values(self.serve_test(call)),
         }
     }
 
@@ -128,11 +129,12 @@ impl<M: Machine> Hypervisor<M> {
         HostResult::ok(&[state as u64, u64::from(is_memory)])
     }
 
-    /// Calls of test builds: they only look, but for pins.
+    /// Calls of test builds: they only look, but for pins and the one that breaks everything.
     #[cfg(feature = "test-calls")]
     fn serve_test(&self, call: HostCall) -> HostResult {
         use crate::pgtable::stage2::{Entry, Owner};
         use abi::HostState;
+        use abi::host::FailureKind;
         use abi::page::OwnerKind;
 
         let with_page = |pfn, f: &dyn Fn(Pfn) -> HostResult| match Pfn::new(pfn) {
@@ -178,6 +180,10 @@ impl<M: Machine> Hypervisor<M> {
                 }
                 None => HostResult::ok(&[]),
             },
+            HostCall::TestFail { kind, pfn } => with_page(pfn, &|page| {
+                FailureKind::from_word(kind)
+                    .map_or_else(|| HostResult::refused(Error::Invalid), |kind| self.fail(kind, page))
+            }),
             _ => {
                 let read = |counter: &crate::sync::AtomicU64| counter.load(Ordering::Relaxed);
                 HostResult::ok(&[
@@ -190,11 +196,31 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
+    /// Breaks as it is told. Returns if it turns out that EL2 maps the page.
+    #[cfg(feature = "test-calls")]
+    #[inline(never)]
+    fn fail(&self, kind: abi::host::FailureKind, page: Pfn) -> HostResult {
+        use abi::host::FailureKind;
+        match kind {
+            FailureKind::Invariant => crate::broken("the host asked for it, by TEST_FAIL"),
+            FailureKind::Access => HostResult::ok(&[self.machine.read_descriptor(page.base())]),
+            FailureKind::Stack => HostResult::ok(&[call_itself(0)]),
+        }
+    }
+
     /// Release builds have no such calls: `host_call` has said so.
     #[cfg(not(feature = "test-calls"))]
     fn serve_test(&self, _call: HostCall) -> HostResult {
         HostResult::refused(Error::Permission)
     }
+}
+
+/// Uses up any stack.
+#[cfg(feature = "test-calls")]
+fn call_itself(depth: u64) -> u64 {
+    let frame = core::hint::black_box([depth; 32]);
+    let deeper = if depth == u64::MAX { 0 } else { call_itself(depth.wrapping_add(1)) };
+    frame.iter().fold(deeper, |sum, word| sum ^ word)
 }
 
 /// Believes a range of pages only as far as it is one.

@@ -326,9 +326,13 @@ mod tests {
         world.ok(HostCall::VcpuSetBoot { vm, vcpu: 0, pc: 0x8000_0000, x0: 0 });
         world.ok(HostCall::DonateGuest { vm, pfn: RAM_START + 4, gfn: GFN, pages: 2 });
         world.ok(HostCall::DonateGuest { vm, pfn: RAM_START + 0x400, gfn: GFN + 0x200, pages: 0x200 });
+        // What the guest shares the host has anyway.
+        world.ok(HostCall::DonateGuest { vm, pfn: RAM_START + 6, gfn: GFN + 2, pages: 1 });
+        assert_eq!(world.hyp.guest_share_host(vm, Pages::from_raw(GFN + 2, 1).unwrap()), Ok(1));
+        world.fill(6);
         world.fill(0x5ff);
         assert_eq!(world.hyp.wipe_all_guests(), 0x202);
-        assert!(world.is_wiped(0x5ff));
+        assert!(world.is_wiped(0x5ff) && !world.is_wiped(6));
         let run = HostCall::VcpuRun { vm, vcpu: 0, values: [0; 4] };
         assert_eq!(world.call(run).outcome, Err(Code::Permission));
     }

@@ -214,11 +214,6 @@ impl Stage2 {
         Self { vmid, always: VALID | TABLE_OR_PAGE | attributes | READ | INNER_SHAREABLE | ACCESSED }
     }
 
-    /// The VMID.
-    pub const fn vmid(&self) -> u16 {
-        self.vmid
-    }
-
     #[inline(always)]
     fn encode_page(&self, page: Page) -> u64 {
         let (sharing, lent): (u64, u8) = match page.sharing {

@@ -53,9 +53,9 @@ pub const fn mpidr(index: u64) -> u64 {
     super::context::MPIDR_RES1 | index
 }
 
-/// The vCPU that an affinity names, in the format of MPIDR_EL1 without its flags.
-fn target(affinity: u64, states: &[Power]) -> Option<usize> {
-    usize::try_from(affinity).ok().filter(|index| *index < states.len())
+/// The index of the vCPU that an affinity names, if there is one, in the format of MPIDR_EL1 without its flags.
+fn target(affinity: u64) -> usize {
+    usize::try_from(affinity).unwrap_or(usize::MAX)
 }
 
 /// Serves a PSCI call of vCPU `caller`. `states` are those of the vCPUs that exist, by index. `None` if the
@@ -83,9 +83,7 @@ pub fn call(function: u32, arguments: [u64; 3], caller: usize, states: &mut [Pow
 }
 
 fn cpu_on(affinity: u64, pc: u64, context_id: u64, states: &mut [Power]) -> Outcome {
-    let Some(index) = target(affinity, states) else {
-        return Outcome::Return(psci::INVALID_PARAMETERS);
-    };
+    let index = target(affinity);
     match states.get_mut(index) {
         None => Outcome::Return(psci::INVALID_PARAMETERS),
         Some(Power::On) => Outcome::Return(psci::ALREADY_ON),
@@ -103,7 +101,7 @@ fn affinity_info(affinity: u64, lowest_level: u64, states: &[Power]) -> u64 {
     if lowest_level != 0 {
         return psci::INVALID_PARAMETERS;
     }
-    match target(affinity, states).and_then(|index| states.get(index)) {
+    match states.get(target(affinity)) {
         None => psci::INVALID_PARAMETERS,
         Some(Power::On) => psci::AFFINITY_ON,
         Some(Power::Pending { .. }) => psci::AFFINITY_ON_PENDING,

@@ -836,7 +836,8 @@ mod tests {
         assert_eq!(run(&world, vm), Exit::Interrupted);
         guest(&world, |context| {
             context.pc = ENTRY;
-            abort(class::INSTRUCTION_ABORT, TRANSLATION_3, DEVICE)
+            // Its syndrome has no access in it, whatever stands there.
+            abort(class::INSTRUCTION_ABORT, ISV | 2 << 22 | 5 << 16 | TRANSLATION_3, DEVICE)
         });
         handles(&world, 0x21 << 26 | IL | esr::S1PTW | 0b01_0000);
         assert_eq!(run(&world, vm), Exit::Interrupted);
@@ -1014,6 +1015,16 @@ mod tests {
         finds(&world, [SUCCESS, 1, 0, 0]);
         assert_eq!(run(&world, vm), Exit::Interrupted);
         assert_eq!(world.host_state(0x100), Some(HostState::Owned));
+    }
+
+    #[test]
+    fn a_page_that_is_not_there_is_asked_for_only_to_be_shared() {
+        let (world, vm) = booted(VmFlags { unshare_immediate: true, ..ASK_FIRST });
+        calls(&world, guest::MEM_UNSHARE, [RAM, 1, 0]);
+        finds(&world, [INVALID_PARAMETER, 0, 0, 0]);
+        assert_eq!(run(&world, vm), Exit::Interrupted);
+        calls(&world, guest::MEM_SHARE, [RAM, 1, 0]);
+        assert_eq!(run(&world, vm), Exit::MissingPage { ipa: RAM, access: Access::Write });
     }
 
     #[test]

@@ -309,6 +309,51 @@ mod tests {
     }
 
     #[test]
+    fn each_identification_register_is_the_machines_own_of_that_name() {
+        let asked = |crm, op2| {
+            let mut asked = None;
+            identification(crm, op2, |register| {
+                asked = Some(register);
+                0
+            });
+            asked
+        };
+        use IdRegister::*;
+        let names = [(4, 0, Pfr0), (4, 1, Pfr1), (6, 0, Isar0), (6, 1, Isar1), (6, 2, Isar2)];
+        for (crm, op2, register) in names.into_iter().chain([(7, 0, Mmfr0), (7, 1, Mmfr1), (7, 2, Mmfr2)]) {
+            assert_eq!(asked(crm, op2), Some(register));
+        }
+        assert_eq!((asked(5, 0), asked(6, 3), asked(7, 3)), (None, None, None));
+    }
+
+    /// Arm ARM D24 and H9: those that read as zero, and whether a guest may write them.
+    #[test]
+    fn registers_without_a_meaning_for_a_guest_read_as_zero() {
+        let read_only = [
+            Encoding(3, 0, 0, 0, 6),  // REVIDR_EL1
+            Encoding(3, 1, 0, 0, 7),  // AIDR_EL1
+            Encoding(2, 0, 1, 0, 0),  // MDRAR_EL1
+            Encoding(2, 0, 7, 14, 6), // DBGAUTHSTATUS_EL1
+            Encoding(2, 3, 0, 1, 0),  // MDCCSR_EL0
+        ];
+        let written = [
+            Encoding(3, 0, 1, 0, 1), // ACTLR_EL1
+            Encoding(2, 0, 1, 0, 4), // OSLAR_EL1
+            Encoding(2, 0, 1, 3, 4), // OSDLR_EL1
+            Encoding(2, 0, 1, 4, 4), // DBGPRCR_EL1
+            Encoding(2, 0, 7, 8, 6), // DBGCLAIMSET_EL1
+            Encoding(2, 0, 7, 9, 6), // DBGCLAIMCLR_EL1
+            Encoding(2, 3, 0, 4, 0), // DBGDTR_EL0
+            Encoding(2, 3, 0, 5, 0), // DBGDTRRX_EL0
+        ];
+        let write = |encoding| emulate(esr(encoding, 7, false), &mut Context::default(), |_| 1).is_some();
+        for encoding in read_only.into_iter().chain(written) {
+            assert_eq!(read(encoding, 1), Some(0), "{encoding:?}");
+            assert_eq!(write(encoding), written.contains(&encoding), "{encoding:?}");
+        }
+    }
+
+    #[test]
     fn a_register_that_is_not_listed_is_undefined() {
         for encoding in [
             Encoding(3, 0, 12, 12, 5), // ICC_SRE_EL1

@@ -250,7 +250,19 @@ mod tests {
         }
         for value in [0, 0x3c4, 0x3c5, 0xf000_03c5] {
             assert_eq!(vcpu.set_register(register::PSTATE, value), Ok(()));
+            assert_eq!(vcpu.register(register::PSTATE), Ok(value));
         }
+    }
+
+    /// Bits by the Arm ARM, C5.2.19 (SPSR_EL2): DAIF, BTYPE, SSBS, PAN, UAO, DIT, TCO and NZCV, each by itself in EL1h.
+    #[test]
+    fn the_processor_state_of_a_vcpu_has_only_what_a_guest_may_have() {
+        let allowed = [6, 7, 8, 9, 10, 11, 12, 22, 23, 24, 25, 28, 29, 30, 31];
+        for bit in 4..64 {
+            let is_taken = vcpu(false).set_register(register::PSTATE, 1 << bit | 0b0101).is_ok();
+            assert_eq!(is_taken, allowed.contains(&bit), "bit {bit}");
+        }
+        assert!(is_guest_pstate(allowed.iter().fold(0b0101, |all, bit| all | 1 << bit)));
     }
 
     #[test]

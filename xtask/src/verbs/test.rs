@@ -140,7 +140,10 @@ fn cargo_test(
 fn emulator(tree: &Tree, args: &Args, toolchain: &Toolchain, steps: &mut Vec<Check>) -> Result<Count> {
     let mut boots = Vec::new();
     for name in Scenario::names(tree)? {
-        boots.extend(boots_of(Scenario::load(tree, &name)?, args.matrix, args.release));
+        let scenario = Scenario::load(tree, &name)?;
+        if !(args.release && scenario.test_calls) {
+            boots.extend(boots_of(scenario, args.matrix, args.release));
+        }
     }
     boots.retain(|boot| args.filter.as_ref().is_none_or(|filter| boot.label.contains(filter.as_str())));
     let mut builder = Builder::new(tree, toolchain, args.release, args.verbose);

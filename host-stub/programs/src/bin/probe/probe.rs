@@ -1,6 +1,7 @@
 //! The probe.
 
 use abi::HostCall;
+use abi::host::FailureKind;
 use host_programs::deed::{Deed, Touch};
 use host_programs::steps::Steps;
 use host_programs::{Failure, failure};
@@ -32,6 +33,9 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
     let deed = Deed::open()?;
     if arguments.contains(&"registers") {
         return crate::registers::read_all(&deed, steps);
+    }
+    if let [_, "break", kind] = arguments {
+        return break_it(&deed, kind);
     }
     let pages = ram_pages(&deed)?;
     steps.tell(format_args!(
@@ -83,6 +87,19 @@ fn device_aborts(deed: &Deed, device: u64) -> Result<u64, Failure> {
 }
 
 /// Pages of RAM from its start: up to the last page that is RAM, or closed as the hypervisor's own memory is.
+/// Breaks the hypervisor, which must not come back from that.
+fn break_it(deed: &Deed, kind: &str) -> Result<(), Failure> {
+    let kind = match kind {
+        "invariant" => FailureKind::Invariant,
+        "access" => FailureKind::Access,
+        "stack" => FailureKind::Stack,
+        other => return Err(failure!("there is no failure `{other}`")),
+    };
+    // The first page of RAM is the host's.
+    let answer = deed.call(HostCall::TestFail { kind: kind as u64, pfn: RAM_START })?;
+    Err(failure!("the hypervisor goes on: {answer}"))
+}
+
 fn ram_pages(deed: &Deed) -> Result<u64, Failure> {
     let mut size = 1 << 14;
     while is_ram(deed, RAM_START + size)? {

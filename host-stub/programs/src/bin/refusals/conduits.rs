@@ -13,7 +13,7 @@ const UNKNOWN: [(&str, u64); 10] = [
     ("hvc-of-all-ones-is-no-call", u64::MAX),
     ("hvc-before-the-first-call-is-no-call", host::FIRST as u64 - 1),
     ("hvc-behind-the-last-call-is-no-call", host::FIRST as u64 + 0x19),
-    ("hvc-behind-the-test-calls-is-no-call", host::FIRST as u64 + 0xf6),
+    ("hvc-behind-the-test-calls-is-no-call", host::FIRST as u64 + 0xf7),
     ("hvc-of-a-host-call-as-32-bit-call-is-no-call", host::FIRST as u64 & !(1 << 30)),
     ("hvc-of-a-host-call-as-yielding-call-is-no-call", host::FIRST as u64 & !(1 << 31)),
     ("hvc-of-a-guests-call-is-no-call", abi::guest::MEM_SHARE as u64),
