@@ -2,6 +2,7 @@
 
 use crate::aftermath::Aftermath;
 use crate::console::{Console, Ending, Expectation};
+use crate::devicetree;
 use crate::elf;
 use crate::images::{Builder, Images};
 use crate::oracle;
@@ -245,6 +246,11 @@ impl<'a> Start<'a> {
     fn run(&self, tree: &Tree, options: &Options, log: &std::path::Path) -> Result<(Console, Ending)> {
         let mut command = self.command(options.gdb, options.oracle || options.replay);
         command.args(&options.more);
+        if !self.scenario.tree.is_empty() {
+            let file = tree.results().join(format!("{}.dtb", options.label));
+            devicetree::write(self.command(false, false), &self.scenario.tree, &file, options.verbose)?;
+            command.arg("-dtb").arg(file);
+        }
         if options.verbose {
             eprintln!("{}", command_line(&command));
         }

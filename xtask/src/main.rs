@@ -21,6 +21,7 @@ mod boot;
 mod budget;
 mod console;
 mod cpio;
+mod devicetree;
 mod elf;
 mod images;
 mod libtest;

@@ -1,5 +1,6 @@
 //! The files of `qemu/scenarios`: one boot each. `qemu/README.md` says what every key means.
 
+use crate::devicetree::Edit;
 use crate::tree::Tree;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
@@ -56,6 +57,9 @@ pub(crate) struct Scenario {
     pub(crate) stop: Option<Stop>,
     #[serde(default)]
     pub(crate) boot: Boot,
+    /// What differs of the device tree that QEMU makes.
+    #[serde(default)]
+    pub(crate) tree: Vec<Edit>,
     pub(crate) search: Option<Search>,
     pub(crate) control: Option<Control>,
     pub(crate) walk: Option<Walk>,

@@ -4,6 +4,7 @@
 //! source are used and the libraries are built; that needs unstable switches of cargo, which
 //! `RUSTC_BOOTSTRAP` allows in the environment of that one child process.
 
+use crate::devicetree::FDTPUT;
 use crate::report::Environment;
 use crate::tree::Tree;
 use crate::ui::command_line;
@@ -24,18 +25,23 @@ pub(crate) enum Need {
     Build,
     /// The emulator.
     Qemu,
+    /// What alters device trees, for some scenarios.
+    DeviceTree,
     /// Clippy for the target.
     Lint,
 }
 
 impl Need {
     /// Everything.
-    pub(crate) const ALL: [Self; 3] = [Self::Build, Self::Qemu, Self::Lint];
+    pub(crate) const ALL: [Self; 4] = [Self::Build, Self::Qemu, Self::DeviceTree, Self::Lint];
+    /// For all boots of a test run.
+    pub(crate) const BOOTS: [Self; 3] = [Self::Build, Self::Qemu, Self::DeviceTree];
 
     /// Debian's packages for this need on a route.
     fn packages(self, route: Route) -> &'static [&'static str] {
         match (self, route) {
             (Self::Qemu, _) => &["qemu-system-arm"],
+            (Self::DeviceTree, _) => &["device-tree-compiler"],
             (Self::Build, Route::Debian) => &["rustc-web", "rust-web-src"],
             (Self::Lint, Route::Debian) => &["rust-web-clippy"],
             (Self::Build | Self::Lint, Route::Rustup) => &[],
@@ -187,6 +193,7 @@ impl Need {
     fn is_there(self, route: Route) -> bool {
         match (self, route) {
             (Self::Qemu, _) => output_of(Command::new(crate::boot::QEMU).arg("--version")).is_some(),
+            (Self::DeviceTree, _) => output_of(Command::new(FDTPUT).arg("--version")).is_some(),
             (Self::Build, Route::Rustup) => has_rustup_target(),
             (Self::Lint, Route::Rustup) => output_of(Command::new("cargo").args(["clippy", "-V"])).is_some(),
             (_, Route::Debian) => self.packages(route).iter().all(|package| is_package_installed(package)),

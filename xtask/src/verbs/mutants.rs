@@ -52,7 +52,7 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
         patches.sort_by_key(|patch| patch.layer);
 
         let boots = patches.iter().any(|patch| patch.layer != Layer::Unit);
-        let toolchain = boots.then(|| Toolchain::ensure(&[Need::Build, Need::Qemu])).transpose()?;
+        let toolchain = boots.then(|| Toolchain::ensure(&Need::BOOTS)).transpose()?;
         report.env = match &toolchain {
             Some(toolchain) => toolchain.environment(),
             None => crate::report::Environment {

@@ -72,7 +72,11 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
         };
         let by_hand = Overrides { memory: args.memory.clone(), cpu: args.cpu.clone(), smp: args.smp };
         let machine = scenario.machine(&by_hand);
-        let toolchain = Toolchain::ensure(&[Need::Build, Need::Qemu])?;
+        let needs: &[Need] = match scenario.tree.as_slice() {
+            [] => &[Need::Build, Need::Qemu],
+            _ => &Need::BOOTS,
+        };
+        let toolchain = Toolchain::ensure(needs)?;
         report.env = toolchain.environment();
         report.env.cpu = Some(machine.cpu.clone());
         report.env.smp = Some(machine.smp);

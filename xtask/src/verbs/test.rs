@@ -73,7 +73,7 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
             counts.push(("threads", cargo_test(tree, args, "threads", command, &mut steps)?));
         }
         if !args.unit && !args.threads {
-            let toolchain = Toolchain::ensure(&[Need::Build, Need::Qemu])?;
+            let toolchain = Toolchain::ensure(&Need::BOOTS)?;
             report.env = toolchain.environment();
             counts.push(("emulator", emulator(tree, args, &toolchain, &mut steps)?));
         } else {

@@ -36,7 +36,7 @@ struct Text {
 
 /// Boots every scenario; returns whether they passed, and what they ran: the total, which has a target, and each function.
 pub(super) fn measure(tree: &Tree, args: &Args) -> Result<(Environment, Vec<Check>, Vec<Covered>)> {
-    let toolchain = Toolchain::ensure(&[Need::Build, Need::Qemu])?;
+    let toolchain = Toolchain::ensure(&Need::BOOTS)?;
     let mut builder = Builder::new(tree, &toolchain, false, args.verbose);
     let text = Text::of(&fs::read(builder.images(&[])?.hyp_elf)?)?;
     let log = tree.results().join("blocks.log");
