@@ -74,8 +74,11 @@ pub enum OddCall {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the architecture's names, without the level")]
 pub enum Hidden {
-    Pfr0,
-    Pfr1,
+    /// An identification register: S3_0_C0_C`crm`_`op2`.
+    Identification {
+        crm: u8,
+        op2: u8,
+    },
     Gcr,
     Rgsr,
     Tfsr,
@@ -90,8 +93,6 @@ impl Hidden {
     /// Reads a word of a program's.
     pub const fn from_word(word: u64) -> Option<Self> {
         Some(match word {
-            0 => Self::Pfr0,
-            1 => Self::Pfr1,
             2 => Self::Gcr,
             3 => Self::Rgsr,
             4 => Self::Tfsr,
@@ -100,6 +101,8 @@ impl Hidden {
             7 => Self::Zcr,
             8 => Self::Smcr,
             9 => Self::Svcr,
+            // CRm 1 to 7, op2 0 to 7.
+            16..72 => Self::Identification { crm: (word >> 3) as u8 - 1, op2: word as u8 & 7 },
             _ => return None,
         })
     }

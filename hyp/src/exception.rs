@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn the_new_state_is_el1h_masked_and_keeps_flags_and_timing() {
         let flags = 0b1010 << 28;
-        let old = flags | pstate::DIT | pstate::UAO | pstate::SS | pstate::IL | pstate::BTYPE;
+        let old = flags | pstate::DIT | pstate::UAO | 1 << 21 | 1 << 20 | 0b11 << 10;
         let taken = take_undefined(at(old, sctlr::SPAN), StateFeatures { tco: false, ..ALL });
         assert_eq!(taken.pstate, pstate::EL1H | pstate::DAIF | flags | pstate::DIT);
     }

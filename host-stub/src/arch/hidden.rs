@@ -8,27 +8,33 @@ use crate::machine::{Hidden, Undefined};
 const ALL_OPEN: u64 = 3 << 20 | 3 << 16 | 3 << 24;
 
 macro_rules! read {
-    ($which:expr, $($name:ident $register:literal,)*) => {
-        match $which {
-            $(Hidden::$name => {
-                let (value, esr): (u64, u64);
-                // SAFETY: reads a register, or traps: then the handler leaves ESR in x1 and FAR in x2, and goes on
-                // behind the instruction.
-                unsafe {
-                    asm!(
-                        concat!("2: mrs x0, ", $register),
-                        "3:",
-                        ".pushsection .fixups, \"a\"",
-                        ".balign 8",
-                        ".quad 2b, 3b",
-                        ".popsection",
-                        inlateout("x0") 0u64 => value,
-                        inlateout("x1") 0u64 => esr,
-                        lateout("x2") _,
-                    );
-                }
-                if esr == 0 { Ok(value) } else { Err(Undefined { esr }) }
-            })*
+    ($register:expr) => {{
+        let (value, esr): (u64, u64);
+        // SAFETY: reads a register, or traps: then the handler leaves ESR in x1 and FAR in x2, and goes on behind the
+        // instruction.
+        unsafe {
+            asm!(
+                concat!("2: mrs x0, ", $register),
+                "3:",
+                ".pushsection .fixups, \"a\"",
+                ".balign 8",
+                ".quad 2b, 3b",
+                ".popsection",
+                inlateout("x0") 0u64 => value,
+                inlateout("x1") 0u64 => esr,
+                lateout("x2") _,
+            );
+        }
+        if esr == 0 { Ok(value) } else { Err(Undefined { esr }) }
+    }};
+}
+
+macro_rules! read_identification {
+    ($crm:expr, $op2:expr, $($m:literal: $($o:literal)*;)*) => {
+        match ($crm, $op2) {
+            $($(($m, $o) => read!(concat!("s3_0_c0_c", $m, "_", $o)),)*)*
+            // There is no such register.
+            _ => Err(Undefined { esr: 0 }),
         }
     };
 }
@@ -47,18 +53,25 @@ pub fn read(which: Hidden) -> Result<u64, Undefined> {
             options(nostack)
         );
     }
-    let result = read!(which,
-        Pfr0 "id_aa64pfr0_el1",
-        Pfr1 "id_aa64pfr1_el1",
-        Gcr "s3_0_c1_c0_6",
-        Rgsr "s3_0_c1_c0_5",
-        Tfsr "s3_0_c5_c6_0",
-        Tfsre0 "s3_0_c5_c6_1",
-        Gmid "s3_1_c0_c0_4",
-        Zcr "s3_0_c1_c2_0",
-        Smcr "s3_0_c1_c2_6",
-        Svcr "s3_3_c4_c2_2",
-    );
+    let result = match which {
+        Hidden::Identification { crm, op2 } => read_identification!(crm, op2,
+            1: 0 1 2 3 4 5 6 7;
+            2: 0 1 2 3 4 5 6 7;
+            3: 0 1 2 3 4 5 6 7;
+            4: 0 1 2 3 4 5 6 7;
+            5: 0 1 2 3 4 5 6 7;
+            6: 0 1 2 3 4 5 6 7;
+            7: 0 1 2 3 4 5 6 7;
+        ),
+        Hidden::Gcr => read!("s3_0_c1_c0_6"),
+        Hidden::Rgsr => read!("s3_0_c1_c0_5"),
+        Hidden::Tfsr => read!("s3_0_c5_c6_0"),
+        Hidden::Tfsre0 => read!("s3_0_c5_c6_1"),
+        Hidden::Gmid => read!("s3_1_c0_c0_4"),
+        Hidden::Zcr => read!("s3_0_c1_c2_0"),
+        Hidden::Smcr => read!("s3_0_c1_c2_6"),
+        Hidden::Svcr => read!("s3_3_c4_c2_2"),
+    };
     // SAFETY: as above.
     unsafe { asm!("msr cpacr_el1, {}", "isb", in(reg) before, options(nostack)) };
     result

@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn a_skipped_instruction_leaves_no_branch_target_check_behind() {
         let mut context = Context { pc: u64::MAX - 3, ..Context::default() };
-        context.pstate |= pstate::BTYPE | pstate::SS;
+        context.pstate |= 1 << 21 | 0b11 << 10;
         context.skip_instruction();
         assert_eq!((context.pc, context.pstate), (0, pstate::RESET));
     }
