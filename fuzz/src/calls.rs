@@ -3,7 +3,8 @@
 //!
 //! The first byte says how many table pages there are. Each step is a byte that says what, and bytes that say how. The
 //! host's calls are those of `abi::host::CALLS`, each argument chosen by what it is called there, so a new call is
-//! fuzzed as soon as it is listed. After a step that changed a table:
+//! fuzzed as soon as it is listed; but not TEST_FAIL, which breaks the hypervisor on purpose. After a step that changed a
+//! table:
 //!
 //! - no TLB grants more than the tables do, and no descriptor was changed against the rules (I6);
 //! - no page is reached by two guests, nor a private one by the host (I2), nor a table by anybody (I3);
@@ -13,18 +14,21 @@
 //! and at the end every page has one owner (I1). An exit shows nothing of a protected guest but what the exit is
 //! about (I10).
 
+mod check;
+mod guest;
+
 use crate::Outcomes;
 use crate::input::Input;
-use crate::machine::{FuzzMachine, Turn};
+use crate::machine::FuzzMachine;
 use abi::exit::{Access, Exit};
 use abi::host::{CALLS, HostCall, HostResult, TEST_FAIL};
 use abi::page::Pool;
 use abi::smccc::FunctionId;
 use abi::tables::refusals;
-use abi::{Error, VmFlags, VmHandle, guest, psci};
+use abi::{Error, VmFlags, VmHandle};
+use guest::{trap_class, turn};
 use hyp::addr::{Gfn, Pages, Pfn};
-use hyp::ownership::query::{AbortAnswer, GuestPage};
-use hyp::vm::context::{Trap, pstate};
+use hyp::ownership::query::AbortAnswer;
 use hyp::{Hypervisor, Setup};
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::discriminant;
@@ -78,25 +82,6 @@ const PFNS: [u64; 20] = [
 const GFNS: [u64; 10] = [0, 1, 2, 0x1ff, 0x200, 0x400, 0x8_0000, (1 << 28) - 1, 1 << 28, u64::MAX];
 const COUNTS: [u64; 10] = [1, 1, 1, 2, 3, 0x200, 0x201, 0, 1 << 52, u64::MAX];
 const SMALL: [u64; 8] = [0, 1, 2, 3, 4, 7, 8, 9];
-const GUEST_CALLS: [u32; 16] = [
-    guest::MEM_SHARE,
-    guest::MEM_SHARE,
-    guest::MEM_UNSHARE,
-    guest::MEM_UNSHARE,
-    guest::MEM_RELINQUISH,
-    guest::MMIO_GUARD_MAP,
-    guest::MMIO_GUARD_UNMAP,
-    guest::MMIO_GUARD_ENROLL,
-    guest::PTP,
-    guest::HYP_MEMINFO,
-    psci::CPU_ON,
-    psci::CPU_OFF,
-    psci::CPU_SUSPEND,
-    psci::AFFINITY_INFO,
-    psci::SYSTEM_OFF,
-    psci::SYSTEM_RESET2,
-];
-
 /// Plays one input.
 ///
 /// # Panics
@@ -337,17 +322,6 @@ impl Play {
         }
     }
 
-    fn check_mmio(&self, vm: Known, ipa: u64, size: u8, write: bool, outcomes: &mut Outcomes) {
-        let page = self.hyp.guest_page(vm.handle, Gfn::new(ipa >> 12).expect("a page"));
-        outcomes.note((page == GuestPage::Device, size, write));
-        assert!(ipa & 0xfff <= 0x1000 - u64::from(size), "a device access across pages");
-        let unguarded = !vm.flags.protected || vm.flags.mmio_unguarded;
-        assert!(
-            page == GuestPage::Device || unguarded && page == GuestPage::Missing,
-            "data of an access at {ipa:#x}, which is {page:?}"
-        );
-    }
-
     /// Gives what was lacking.
     fn give(&mut self, outcomes: &mut Outcomes) {
         let Some((pool, count, vm)) = self.lack.take() else { return };
@@ -444,127 +418,4 @@ impl Play {
             }
         }
     }
-
-    /// What must hold after a step.
-    fn check(&mut self) {
-        let violations = self.sim().violations();
-        assert!(violations.is_empty(), "page-table discipline: {violations:?}");
-        let touched = self.hyp.machine().take_touched();
-        let trespass = touched.iter().find(|page| self.reached.contains_key(page));
-        assert_eq!(trespass, None, "EL2 uses a page that a guest reaches");
-        let writes = self.hyp.machine().writes();
-        if writes == self.checked {
-            return;
-        }
-        self.checked = writes;
-        let stale = self.sim().stale_entries(None);
-        assert!(stale.is_empty(), "stale translations: {stale:?}");
-        self.reached = self.reach();
-        let trespass = touched.iter().find(|page| self.reached.contains_key(page));
-        assert_eq!(trespass, None, "EL2 has used a page that a guest reaches");
-        self.check_secrets();
-    }
-
-    /// The pages that guests reach, and how they are shared.
-    fn reach(&self) -> BTreeMap<u64, u8> {
-        let mut reached = BTreeMap::new();
-        for vm in &self.vms {
-            let Some(stage2) = self.guest(*vm) else { continue };
-            for leaf in self.sim().leaves_stage2(stage2) {
-                for page in (leaf.pa >> 12)..(leaf.pa + leaf.size) >> 12 {
-                    assert!(self.sim().is_ram(page << 12), "a guest reaches {page:#x}, which is no RAM");
-                    assert!(!self.sim().is_table(page << 12), "a guest reaches a table");
-                    assert!(!(IMAGE..IMAGE + IMAGE_PAGES).contains(&page), "a guest reaches the image");
-                    let host = self.sim().walk_stage2(self.host, page << 12).is_ok();
-                    match leaf.sw & 3 {
-                        0 => assert!(!host, "the host reaches private page {page:#x}"),
-                        1 | 2 => assert!(host, "shared page {page:#x} is not the host's to reach"),
-                        _ => panic!("page {page:#x} is in no state of a guest's"),
-                    }
-                    let before = reached.insert(page, leaf.sw & 3);
-                    assert!(
-                        matches!((before, leaf.sw & 3), (None, _) | (Some(2), 2)),
-                        "two guests reach page {page:#x}"
-                    );
-                }
-            }
-        }
-        reached
-    }
-
-    /// A secret that was written in private is gone when the host reaches its page, unless the guest shares it.
-    fn check_secrets(&mut self) {
-        for page in std::mem::take(&mut self.secrets) {
-            let at = page << 12;
-            if self.sim().walk_stage2(self.host, at).is_err() {
-                self.secrets.insert(page);
-            } else if self.reached.get(&page) != Some(&1) {
-                let seen = [self.sim().load64(at), self.sim().load64_uncached(at)];
-                assert!(!seen.contains(&SECRET), "the host reads a guest's secret in page {page:#x}");
-            }
-        }
-    }
-
-    fn end(&mut self) {
-        self.check();
-        assert_eq!(self.hyp.census().total(), self.total, "a page has no owner, or two");
-        for page in (IMAGE..IMAGE + IMAGE_PAGES).step_by(0x1_0000) {
-            assert!(self.sim().walk_stage2(self.host, page << 12).is_err(), "the host reaches the image");
-        }
-    }
-}
-
-/// The exception class of a trap, for the outcomes.
-fn trap_class(trap: Trap) -> u64 {
-    match trap {
-        Trap::Sync { esr, .. } => esr >> 26 & 0x3f,
-        Trap::Irq => 0x40,
-        Trap::SError { .. } => 0x41,
-        Trap::Retry => 0x42,
-    }
-}
-
-/// What a guest does.
-fn turn(input: &mut Input<'_>) -> Turn {
-    const HVC: u64 = 0x16 << 26 | 1 << 25;
-    let mut turn = Turn { x: [0; 7], secret: SECRET, pstate: None, trap: Trap::Irq };
-    match input.byte() % 8 {
-        0..=3 => {
-            turn.x[0] = GUEST_CALLS[usize::from(input.byte()) % GUEST_CALLS.len()].into();
-            turn.x[1] = match turn.x[0] >> 24 {
-                0xc6 => input.pick(&GFNS) << 12,
-                _ => input.pick(&SMALL),
-            };
-            turn.x[2] = input.pick(&COUNTS);
-            turn.trap = Trap::Sync { esr: HVC, far: 0, hpfar: 0 };
-        }
-        4 => {
-            // An access that stage 2 refuses.
-            let iss = u64::from(u32::from_le_bytes(input.bytes())) & 0x1ff_ffff;
-            let class = if input.byte() & 3 == 0 { 0x20 } else { 0x24 };
-            let gfn = input.pick(&GFNS) & ((1 << 28) - 1);
-            let fault =
-                iss & !0x3f | [0b00_0111, 0b00_0110, 0b00_1111, 0b00_0100][usize::from(input.byte() & 3)];
-            let far = u64::from(input.byte()) << 4;
-            turn.trap = Trap::Sync { esr: class << 26 | 1 << 25 | fault, far, hpfar: gfn << 4 };
-        }
-        5 => {
-            let [esr, far, hpfar] = input.words();
-            turn.x = input.words();
-            turn.trap = Trap::Sync { esr: esr & u64::from(u32::MAX), far, hpfar };
-        }
-        6 => {
-            let class = u64::from(input.byte() & 0x3f);
-            let iss = u64::from(u32::from_le_bytes(input.bytes())) & 0x1ff_ffff;
-            turn.trap = Trap::Sync { esr: class << 26 | 1 << 25 | iss, far: 0, hpfar: 0 };
-        }
-        _ => {
-            let how = input.byte();
-            turn.trap = [Trap::Irq, Trap::SError { esr: 0xbe00_0000 }, Trap::Retry][usize::from(how % 3)];
-            if how & 0x80 != 0 {
-                turn.pstate = Some(pstate::AARCH32 | pstate::EL0T);
-            }
-        }
-    }
-    turn
 }
