@@ -98,11 +98,8 @@ pub const CALLS: &[CallInfo] = &[
         true,
     ),
     info(0xf5, "TEST_EVENTS", &["from"], &["number", "kind", "vmid", "address", "old", "new"], true),
-    info(0xf6, TEST_FAIL, &["kind", "pfn"], &[], true),
+    info(0xf6, "TEST_FAIL", &["kind", "pfn"], &[], true),
 ];
-
-/// Name of the call that breaks the hypervisor: who makes all calls, or random ones, leaves it out.
-pub const TEST_FAIL: &str = "TEST_FAIL";
 
 const fn info(
     n: u32,

@@ -21,7 +21,7 @@ use crate::Outcomes;
 use crate::input::Input;
 use crate::machine::FuzzMachine;
 use abi::exit::{Access, Exit};
-use abi::host::{CALLS, HostCall, HostResult, TEST_FAIL};
+use abi::host::{CALLS, HostCall, HostResult};
 use abi::page::Pool;
 use abi::smccc::FunctionId;
 use abi::tables::refusals;
@@ -82,6 +82,7 @@ const PFNS: [u64; 20] = [
 const GFNS: [u64; 10] = [0, 1, 2, 0x1ff, 0x200, 0x400, 0x8_0000, (1 << 28) - 1, 1 << 28, u64::MAX];
 const COUNTS: [u64; 10] = [1, 1, 1, 2, 3, 0x200, 0x201, 0, 1 << 52, u64::MAX];
 const SMALL: [u64; 8] = [0, 1, 2, 3, 4, 7, 8, 9];
+
 /// Plays one input.
 ///
 /// # Panics
@@ -202,6 +203,9 @@ impl Play {
 
     /// The registers of a call, which may be none.
     fn words(&mut self, words: [u64; 7], outcomes: &mut Outcomes) -> Option<HostResult> {
+        if matches!(HostCall::decode(&words), Ok(HostCall::TestFail { .. })) {
+            return None;
+        }
         let Some(result) = self.hyp.host_call(0, &words).result() else {
             outcomes.note("no call");
             return None;
@@ -243,14 +247,9 @@ impl Play {
         let choice = usize::from(input.byte());
         let Some(info) = CALLS.get(choice % (CALLS.len() + 1)) else {
             let words = input.words();
-            if !matches!(HostCall::decode(&words), Ok(HostCall::TestFail { .. })) {
-                self.words(words, outcomes);
-            }
+            self.words(words, outcomes);
             return;
         };
-        if info.name == TEST_FAIL {
-            return;
-        }
         let mut words = [0; 7];
         words[0] = info.number.into();
         for (word, name) in words[1..].iter_mut().zip(info.arguments) {

@@ -34,7 +34,7 @@ pub fn this_cpu() -> usize {
     CPU.with(Cell::get)
 }
 
-/// Makes this thread a CPU. A machine that has no such CPU panics at its next invalidation.
+/// Makes this thread a CPU. A machine that has no such CPU panics at the next invalidation or step of a guest.
 pub fn become_cpu(cpu: usize) {
     CPU.with(|this| this.set(cpu));
 }
@@ -214,9 +214,13 @@ impl TestMachine {
     }
 
     /// Adds what a guest does at its next run on this CPU that has no step yet.
+    ///
+    /// # Panics
+    /// If the machine has no such CPU.
     pub fn push_step(&self, step: impl FnMut(&mut Context) -> Trap + Send + 'static) {
-        if let Some(script) = self.scripts.get(this_cpu()) {
-            lock(script).push_back(Box::new(step));
+        match self.scripts.get(this_cpu()) {
+            Some(script) => lock(script).push_back(Box::new(step)),
+            None => panic!("there is no CPU {}", this_cpu()),
         }
     }
 

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use std::collections::VecDeque;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// What makes the compiler count for libFuzzer.
@@ -32,13 +33,23 @@ pub(super) fn run(tree: &Tree, args: &super::Args, report: &mut Report) -> Resul
         "libFuzzer is only built for {BUILD_MACHINE} here"
     );
     report.env.rustc = Toolchain::version_of_build_machine();
-    let folder = tree.root.join("fuzz/guided");
-    let target_folder = tree.target.join("guided");
+    let program = build(tree, args.verbose)?;
+    let wanted = Target::ON_THE_BUILD_MACHINE.iter().filter(|(target, _)| args.wants(*target));
+    let checks = wanted.map(|(_, name)| fuzz(tree, args, &program, name)).collect::<Result<Vec<_>>>()?;
+    let pass = checks.iter().all(|check| check.pass);
+    report.steps.get_or_insert_default().extend(checks);
+    println!("{}", if pass { "PASSED" } else { "FAILED" });
+    Ok(pass)
+}
+
+/// Builds the targets with counters. Returns the program.
+fn build(tree: &Tree, verbose: bool) -> Result<PathBuf> {
+    let target = tree.target.join("guided");
     let mut cargo = Command::new("cargo");
     cargo.args(["build", "--release", "--locked", "--target", BUILD_MACHINE]);
-    cargo.env("RUSTFLAGS", COUNTERS).env("CARGO_TARGET_DIR", &target_folder);
-    cargo.current_dir(&folder).stdin(Stdio::null());
-    if args.verbose {
+    cargo.env("RUSTFLAGS", COUNTERS).env("CARGO_TARGET_DIR", &target);
+    cargo.current_dir(tree.root.join("fuzz/guided")).stdin(Stdio::null());
+    if verbose {
         eprintln!("{}", command_line(&cargo));
     }
     let task =
@@ -46,48 +57,44 @@ pub(super) fn run(tree: &Tree, args: &super::Args, report: &mut Report) -> Resul
     let status = cargo.status().context("cannot start cargo")?;
     ensure!(status.success(), "the fuzz targets do not build with counters");
     task.done("built");
-    let program = target_folder.join(BUILD_MACHINE).join("release/deed-fuzz-guided");
+    Ok(target.join(BUILD_MACHINE).join("release/deed-fuzz-guided"))
+}
 
-    let mut pass = true;
-    let wanted = Target::ON_THE_BUILD_MACHINE.iter().filter(|(target, _)| args.wants(*target));
-    for (_, name) in wanted {
-        let kept = tree.target.join("fuzz-corpus").join(name);
-        let failures = tree.target.join("fuzz-failures");
-        fs::create_dir_all(&kept)?;
-        fs::create_dir_all(&failures)?;
-        let mut fuzzer = Command::new(&program);
-        fuzzer.arg(&kept).arg(tree.root.join("fuzz/corpus").join(name));
-        fuzzer.arg(format!("-max_total_time={}", args.seconds.unwrap_or(super::build_machine::SECONDS)));
-        fuzzer.arg(format!("-seed={}", args.seed));
-        fuzzer.arg(format!("-artifact_prefix={}/{name}-", failures.display()));
-        // Memory for records is leaked on purpose, to be used again by the next machine.
-        fuzzer.args(["-print_final_stats=1", "-timeout=30", "-detect_leaks=0"]);
-        fuzzer.env("DEED_FUZZ_TARGET", name).stdin(Stdio::null()).stderr(Stdio::piped());
-        if args.verbose {
-            eprintln!("{}", command_line(&fuzzer));
-        }
-        let task = Task::begin(format!("{name} under libFuzzer"));
-        let mut child = fuzzer.spawn().context("cannot start the fuzz targets")?;
-        let mut told = Told::default();
-        for line in BufReader::new(child.stderr.take().context("no output")?).lines() {
-            let line = line?;
-            if args.verbose {
-                eprintln!("{line}");
-            }
-            told.listen(line);
-        }
-        let failed = !child.wait()?.success();
-        let observed = told.result(failed)?;
-        task.done(&observed);
-        if failed && !args.verbose {
-            told.tail.iter().for_each(|line| eprintln!("{line}"));
-        }
-        println!("{name}: {observed}");
-        pass &= !failed;
-        report.steps.get_or_insert_default().push(Check::new(name, "nothing failed", observed, !failed));
+/// Runs one target.
+fn fuzz(tree: &Tree, args: &super::Args, program: &Path, name: &str) -> Result<Check> {
+    let kept = tree.target.join("fuzz-corpus").join(name);
+    let failures = tree.target.join("fuzz-failures");
+    fs::create_dir_all(&kept)?;
+    fs::create_dir_all(&failures)?;
+    let mut fuzzer = Command::new(program);
+    fuzzer.arg(&kept).arg(tree.root.join("fuzz/corpus").join(name));
+    fuzzer.arg(format!("-max_total_time={}", args.seconds.unwrap_or(super::build_machine::SECONDS)));
+    fuzzer.arg(format!("-seed={}", args.seed));
+    fuzzer.arg(format!("-artifact_prefix={}/{name}-", failures.display()));
+    // Memory for records is leaked on purpose, to be used again by the next machine.
+    fuzzer.args(["-print_final_stats=1", "-timeout=30", "-detect_leaks=0"]);
+    fuzzer.env("DEED_FUZZ_TARGET", name).stdin(Stdio::null()).stderr(Stdio::piped());
+    if args.verbose {
+        eprintln!("{}", command_line(&fuzzer));
     }
-    println!("{}", if pass { "PASSED" } else { "FAILED" });
-    Ok(pass)
+    let task = Task::begin(format!("{name} under libFuzzer"));
+    let mut child = fuzzer.spawn().context("cannot start the fuzz targets")?;
+    let mut told = Told::default();
+    for line in BufReader::new(child.stderr.take().context("no output")?).lines() {
+        let line = line?;
+        if args.verbose {
+            eprintln!("{line}");
+        }
+        told.listen(line);
+    }
+    let failed = !child.wait()?.success();
+    let observed = told.result(failed)?;
+    task.done(&observed);
+    if failed && !args.verbose {
+        told.tail.iter().for_each(|line| eprintln!("{line}"));
+    }
+    println!("{name}: {observed}");
+    Ok(Check::new(name, "nothing failed", observed, !failed))
 }
 
 /// What libFuzzer has said.
