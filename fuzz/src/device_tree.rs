@@ -8,9 +8,10 @@
 use crate::Outcomes;
 use crate::input::Input;
 use hyp::boot::blob::{Source, Token};
+use hyp::boot::edit::{self, EditError};
 use hyp::boot::plan::Part;
 use hyp::boot::tree::{self, Facts, TreeError};
-use hyp::boot::{Plan, Problem, Region, edit, plan};
+use hyp::boot::{Plan, Problem, Region, plan};
 use std::collections::HashSet;
 use std::mem::discriminant;
 
@@ -153,7 +154,7 @@ fn host_tree(plan: &Plan<'_>, blob: &[u8], outcomes: &mut Outcomes) {
         Ok(length) => length,
         Err(problem) => {
             outcomes.note(("tree not written", discriminant(&problem)));
-            assert_eq!(problem, Problem::NoRoomForTree, "a tree that was read cannot be written");
+            assert_eq!(problem, EditError::NoRoom, "a tree that was read cannot be written");
             return;
         }
     };
@@ -166,7 +167,7 @@ fn host_tree(plan: &Plan<'_>, blob: &[u8], outcomes: &mut Outcomes) {
         "more was written than the tree's length"
     );
     let mut small = vec![UNTOUCHED; length - 1];
-    assert_eq!(edit::write(plan, blob, &mut small), Err(Problem::NoRoomForTree));
+    assert_eq!(edit::write(plan, blob, &mut small), Err(EditError::NoRoom));
 
     if is_named_twice {
         return outcomes.note("named twice");

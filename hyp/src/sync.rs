@@ -74,10 +74,7 @@ impl<T> Mutex<T> {
     pub fn lock(&self) -> MutexGuard<'_, T> {
         #[cfg(any(test, feature = "sim"))]
         let held = order::Held::note(self.name);
-        let inner = self.inner.lock();
-        // The thread that failed has said why; the others' last words are of interest too.
-        #[cfg(deed_shuttle)]
-        let inner = inner.unwrap_or_else(std::sync::PoisonError::into_inner);
+        let inner = take(&self.inner);
         MutexGuard {
             inner,
             #[cfg(any(test, feature = "sim"))]
@@ -90,6 +87,26 @@ impl<T> Mutex<T> {
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         self.inner.try_lock().map(|inner| MutexGuard { inner })
     }
+}
+
+#[cfg(not(deed_shuttle))]
+#[inline]
+fn take<T>(lock: &source::Mutex<T>) -> source::MutexGuard<'_, T> {
+    lock.try_lock().unwrap_or_else(|| wait_for(lock))
+}
+
+/// Apart from [`take`], so that the wait is not repeated wherever a lock is taken.
+#[cfg(not(deed_shuttle))]
+#[cold]
+#[inline(never)]
+fn wait_for<T>(lock: &source::Mutex<T>) -> source::MutexGuard<'_, T> {
+    lock.lock()
+}
+
+/// The thread that failed has said why; the others' last words are of interest too.
+#[cfg(deed_shuttle)]
+fn take<T>(lock: &source::Mutex<T>) -> source::MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl<T> Deref for MutexGuard<'_, T> {

@@ -230,7 +230,7 @@ fn rewrite_tree(plan: Plan<'_>, tree: Region) -> Result<(), Refusal> {
     // SAFETY: `device_tree` has found a tree of this size here.
     let old = unsafe { core::slice::from_raw_parts(tree.start() as *const u8, size) };
     let old_end = Source::new(old).map_or(size, |source| source.used().min(size));
-    let length = boot::edit::write(&plan, old, scratch)?;
+    let length = boot::edit::write(&plan, old, scratch).map_err(Problem::from)?;
     let new = scratch.get(..length).filter(|new| new.len() <= size).ok_or(Problem::NoRoomForTree)?;
     // SAFETY: the tree is in RAM and shares no byte with the image or the modules, which the plan has
     // checked; nothing reads the old tree any more.

@@ -29,7 +29,7 @@ pub struct El2;
 static EVENTS: spin::Mutex<crate::events::Ring> = spin::Mutex::new(crate::events::Ring::new());
 
 /// Remembers an event in test builds; in others there is nothing to remember it in.
-#[inline]
+#[cfg_attr(feature = "test-calls", inline(never))]
 fn note(_kind: EventKind, _vmid: u16, _address: u64, _old: u64, _new: u64) {
     #[cfg(feature = "test-calls")]
     EVENTS.lock().note(_kind, _vmid.into(), _address, _old, _new);

@@ -9,7 +9,6 @@ use super::tree::TreeError;
 use arrayvec::ArrayString;
 use core::fmt::Write;
 
-const MALFORMED: Problem = Problem::Tree(TreeError::Malformed);
 /// Properties of `/chosen` that the host gets from Deed.
 const CHOSEN_ANEW: [&[u8]; 3] = [b"bootargs", b"linux,initrd-start", b"linux,initrd-end"];
 /// Properties of the timer that the host gets from Deed.
@@ -19,24 +18,41 @@ const SMMU_REFERENCES: [&[u8]; 3] = [b"iommu-map", b"iommu-map-mask", b"iommus"]
 /// Cells in a `/reserved-memory` that Deed makes.
 const OWN_CELLS: (u32, u32) = (2, 2);
 
+/// Why the host's tree cannot be written. Small, unlike [`Problem`], since every step may return it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EditError {
+    /// The tree was not validated.
+    Malformed,
+    /// The scratch buffer is too small.
+    NoRoom,
+}
+
+impl From<EditError> for Problem {
+    fn from(error: EditError) -> Self {
+        match error {
+            EditError::Malformed => Self::Tree(TreeError::Malformed),
+            EditError::NoRoom => Self::NoRoomForTree,
+        }
+    }
+}
+
 /// Writes the host's tree for `plan` into `scratch` and returns its length.
 ///
 /// # Errors
-/// [`Problem::NoRoomForTree`] where `scratch` is too small; [`TreeError::Malformed`] for a tree that was not
-/// validated.
-pub fn write(plan: &Plan<'_>, blob: &[u8], scratch: &mut [u8]) -> Result<usize, Problem> {
-    let source = Source::new(blob).ok_or(MALFORMED)?;
-    let mut sink = Sink::new(scratch, &source).ok_or(Problem::NoRoomForTree)?;
+/// See [`EditError`].
+pub fn write(plan: &Plan<'_>, blob: &[u8], scratch: &mut [u8]) -> Result<usize, EditError> {
+    let source = Source::new(blob).ok_or(EditError::Malformed)?;
+    let mut sink = Sink::new(scratch, &source).ok_or(EditError::NoRoom)?;
     let mut pass = Pass { plan, source, depth: 0, section: Section::Other, reserved: None };
     let mut tokens = source.tokens();
     loop {
-        let token = tokens.next().ok_or(MALFORMED)?;
+        let token = tokens.next().ok_or(EditError::Malformed)?;
         if token == Token::Finish {
             break;
         }
         pass.step(token, &mut tokens, &mut sink)?;
     }
-    sink.finish(&source).ok_or(Problem::NoRoomForTree)
+    sink.finish(&source).ok_or(EditError::NoRoom)
 }
 
 /// Which node below the root the pass is in.
@@ -64,16 +80,18 @@ impl Pass<'_, '_> {
         token: Token<'_>,
         tokens: &mut Tokens<'_>,
         sink: &mut Sink<'_>,
-    ) -> Result<(), Problem> {
+    ) -> Result<(), EditError> {
         let fits = match token {
-            Token::Begin(name) if self.drops_node(name) => return tokens.skip_node().ok_or(MALFORMED),
+            Token::Begin(name) if self.drops_node(name) => {
+                return tokens.skip_node().ok_or(EditError::Malformed);
+            }
             Token::Begin(name) => {
-                self.begin(name, sink).ok_or(Problem::NoRoomForTree)?;
+                self.begin(name, sink).ok_or(EditError::NoRoom)?;
                 if !self.copies_node() {
                     return Ok(());
                 }
                 let from = tokens.rest();
-                tokens.skip_node().ok_or(MALFORMED)?;
+                tokens.skip_node().ok_or(EditError::Malformed)?;
                 self.depth = self.depth.saturating_sub(1);
                 sink.copy(from, tokens.rest())
             }
@@ -87,7 +105,7 @@ impl Pass<'_, '_> {
             Token::End => self.end(sink),
             Token::Finish => Some(()),
         };
-        fits.ok_or(Problem::NoRoomForTree)
+        fits.ok_or(EditError::NoRoom)
     }
 
     fn drops_node(&self, name: &[u8]) -> bool {
@@ -329,7 +347,7 @@ mod tests {
         let mut scratch = vec![0; 0x1_0000];
         let length = write(&plan, &blob, &mut scratch).unwrap();
         for size in 0..length {
-            assert_eq!(write(&plan, &blob, &mut scratch[..size]), Err(Problem::NoRoomForTree), "{size}");
+            assert_eq!(write(&plan, &blob, &mut scratch[..size]), Err(EditError::NoRoom), "{size}");
         }
         assert_eq!(write(&plan, &blob, &mut scratch[..length]), Ok(length));
     }
@@ -349,11 +367,15 @@ mod tests {
         });
         assert_eq!(last, Ok(()), "the last name, which is empty");
         blob[at..at + 4].copy_from_slice(&strings_size.to_be_bytes());
-        assert_eq!(sample.plan(&blob).unwrap_err(), MALFORMED);
+        assert_eq!(sample.plan(&blob).unwrap_err(), Problem::Tree(TreeError::Malformed));
 
         let mut blob = sample.blob();
         blob[32..36].copy_from_slice(&(strings_size - 1).to_be_bytes());
-        assert_eq!(sample.plan(&blob).unwrap_err(), MALFORMED, "the last name has no end");
+        assert_eq!(
+            sample.plan(&blob).unwrap_err(),
+            Problem::Tree(TreeError::Malformed),
+            "the last name has no end"
+        );
     }
 
     #[test]

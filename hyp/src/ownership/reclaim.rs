@@ -83,7 +83,7 @@ pub fn by_force<M: Machine>(
 ) -> Result<u64, Error> {
     // Check and reserve. Both sides' entries name each other, so a table that was damaged loses no other page.
     guest.check_span(piece.gfns)?;
-    if guest.piece(machine, piece.gfns) != Ok(piece) {
+    if guest.piece(machine, piece.gfns).ok() != Some(piece) {
         return Err(Error::GuestState(piece.gfns.start()));
     }
     guest.prepare(machine, host, piece.gfns, &[Sharing::Owned])?;

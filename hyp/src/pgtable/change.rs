@@ -131,7 +131,7 @@ impl<R: Regime> Table<R> {
         Words { at: table.base(), count: ENTRIES, first: below.leaf(first), step }.write(machine);
         machine.publish();
         let block = Pages::from_raw(level.first_of(frame), level.pages());
-        if let Some(block) = block.filter(|_| leaf & VALID != 0) {
+        if let Some(block) = block.filter(|_| R::BLOCKS && leaf & VALID != 0) {
             self.break_entry(machine, at, block);
         }
         machine.write_descriptor(at, table.base().as_u64() | VALID | TABLE_OR_PAGE);

@@ -4,7 +4,7 @@
 //! (`-d in_asm`). A block ends at a branch and at whatever may change the rules of translation, so one that begins is run
 //! to its end, unless an instruction in it aborts. The image runs where its ELF file says.
 
-use super::Args;
+use super::{Args, flow};
 use crate::boot::{self, Options};
 use crate::elf;
 use crate::images::Builder;
@@ -20,6 +20,8 @@ use std::fs;
 use std::path::Path;
 
 const TARGET: u64 = 85;
+/// What the row of instructions that do not count is called.
+const TO_PANIC: &str = "instructions that lead to a panic only";
 /// Words that fill the vectors and the gaps between sections, and what the linker has shortened: NOP and UDF #0.
 const FILL: [u32; 2] = [0xd503_201f, 0];
 
@@ -30,6 +32,8 @@ struct Text {
     instructions: BTreeSet<u64>,
     /// Those of them that only fill a place: they count neither way.
     fill: BTreeSet<u64>,
+    /// Those of them that lead to a panic only: they count neither way.
+    panics: BTreeSet<u64>,
     /// Where functions begin.
     functions: BTreeMap<u64, String>,
 }
@@ -79,6 +83,9 @@ impl Text {
             .zip((address..).step_by(4))
             .filter(|(word, _)| FILL.contains(&u32::from_le_bytes(**word)));
         text.fill = fill.map(|(_, address)| address).collect();
+        let code = words.iter().zip((address..).step_by(4)).map(|(word, at)| (at, u32::from_le_bytes(*word)));
+        let code = code.filter(|(at, _)| text.instructions.contains(at)).collect();
+        text.panics = &flow::leads_to_panic(&code, &text.functions) - &text.fill;
         Ok(text)
     }
 
@@ -113,7 +120,8 @@ impl Text {
         if let Some(address) = run.difference(&self.instructions).next() {
             anyhow::bail!("{address:#x} was run, which is no instruction of the image");
         }
-        let counted = &self.instructions - &self.fill;
+        let counted = &(&self.instructions - &self.fill) - &self.panics;
+        let panics = Covered::new(TO_PANIC, run.intersection(&self.panics).count(), self.panics.len());
         let run = run & &counted;
         let total = Covered::new("instructions", run.len(), counted.len()).against(TARGET);
         let mut functions: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
@@ -126,7 +134,7 @@ impl Text {
         let functions = functions
             .into_iter()
             .map(|(name, (covered, total))| Covered::new("instructions", covered, total).of_function(name));
-        Ok(std::iter::once(total).chain(functions).collect())
+        Ok([total, panics].into_iter().chain(functions).collect())
     }
 }
 
@@ -136,6 +144,9 @@ pub(super) fn tell(rows: &[Covered], verbose: bool) {
     let mut functions: Vec<&Covered> = rows.iter().filter(|row| row.function.is_some()).collect();
     let never = functions.iter().filter(|row| row.covered == 0).count();
     println!("\n{never} of {} functions of the EL2 image were never run", functions.len());
+    for Covered { what, covered, total, .. } in rows.iter().filter(|row| row.what == TO_PANIC) {
+        println!("not counted: {total} {what}, of which {covered} were run");
+    }
     functions.retain(|row| missed(row) > 0);
     functions.sort_by_key(|row| std::cmp::Reverse(missed(row)));
     if verbose {
@@ -189,6 +200,10 @@ mod tests {
         let with_fill = Text { fill: BTreeSet::from([0x1044]), ..text() };
         let total = &with_fill.rows(&BTreeSet::from([0x1000, 0x1044])).unwrap()[0];
         assert_eq!((total.covered, total.total), (1, 5));
+        let with_panic = Text { panics: BTreeSet::from([0x1044, 0x1048]), ..text() };
+        let rows = with_panic.rows(&BTreeSet::from([0x1000, 0x1044])).unwrap();
+        let numbers = rows.iter().take(2).map(|row| (row.covered, row.total)).collect::<Vec<_>>();
+        assert_eq!(numbers, [(1, 4), (1, 2)]);
         assert!(Text::default().qemu_options(Path::new("a.log")).is_err());
     }
 
@@ -200,6 +215,7 @@ mod tests {
         let row = |covered, total| Covered::new("instructions", covered, total);
         let expected = [
             row(3, 6).against(TARGET),
+            Covered::new(TO_PANIC, 0, 0),
             row(2, 2).of_function("hyp::boot::start"),
             row(1, 1).of_function("image_header"),
             row(0, 3).of_function("memcpy"),

@@ -4,7 +4,9 @@
 //! |---|---|
 //! | [`sources`] | lines and branches of `hyp`, `spec` and `abi`, on the build machine |
 //! | [`image`] | instructions of the EL2 image, in QEMU |
+//! | [`flow`] | which of them can lead to nothing but a panic |
 
+mod flow;
 mod image;
 mod sources;
 

@@ -34,8 +34,8 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
     if arguments.contains(&"registers") {
         return crate::registers::read_all(&deed, steps);
     }
-    if let [_, "break", kind] = arguments {
-        return break_it(&deed, kind);
+    if let [_, "break", kind, page] = arguments {
+        return break_it(&deed, kind, page);
     }
     let pages = ram_pages(&deed)?;
     steps.tell(format_args!(
@@ -86,20 +86,20 @@ fn device_aborts(deed: &Deed, device: u64) -> Result<u64, Failure> {
     Ok(touches.iter().filter(|(offset, touch)| touch.is_injected_abort(*offset)).count() as u64)
 }
 
-/// Pages of RAM from its start: up to the last page that is RAM, or closed as the hypervisor's own memory is.
-/// Breaks the hypervisor, which must not come back from that.
-fn break_it(deed: &Deed, kind: &str) -> Result<(), Failure> {
+/// Breaks the hypervisor, which must not come back from that. What there is to load from is a page, in hexadecimal.
+fn break_it(deed: &Deed, kind: &str, page: &str) -> Result<(), Failure> {
     let kind = match kind {
         "invariant" => FailureKind::Invariant,
         "access" => FailureKind::Access,
         "stack" => FailureKind::Stack,
         other => return Err(failure!("there is no failure `{other}`")),
     };
-    // The first page of RAM is the host's.
-    let answer = deed.call(HostCall::TestFail { kind: kind as u64, pfn: RAM_START })?;
+    let pfn = u64::from_str_radix(page, 16).map_err(|_| failure!("`{page}` is no page"))?;
+    let answer = deed.call(HostCall::TestFail { kind: kind as u64, pfn })?;
     Err(failure!("the hypervisor goes on: {answer}"))
 }
 
+/// Pages of RAM from its start: up to the last page that is RAM, or closed as the hypervisor's own memory is.
 fn ram_pages(deed: &Deed) -> Result<u64, Failure> {
     let mut size = 1 << 14;
     while is_ram(deed, RAM_START + size)? {
