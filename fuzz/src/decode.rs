@@ -140,8 +140,8 @@ fn firmware_call(input: &mut Input<'_>, outcomes: &mut Outcomes) {
     ];
     let immediate = if input.byte() < 200 { 0 } else { input.byte().into() };
     let x0 = function(input, &KNOWN);
-    let [a, b, c, own] = input.words();
-    let answer = smc::answer([x0, a, b, c], immediate, own);
+    let [a, b, c] = input.words();
+    let answer = smc::answer([x0, a, b, c], immediate);
     outcomes.note((
         "firmware",
         immediate != 0,
@@ -151,6 +151,30 @@ fn firmware_call(input: &mut Input<'_>, outcomes: &mut Outcomes) {
     match answer {
         psci::Answer::End(End::Off) => assert_eq!(x0 as u32 & !smccc::SVE_HINT, numbers::SYSTEM_OFF),
         psci::Answer::End(End::Reset) => assert_eq!(x0 as u32 & !smccc::SVE_HINT, numbers::SYSTEM_RESET),
+        psci::Answer::Power(power) => {
+            outcomes.note(discriminant(&power));
+            let number = x0 as u32 & !smccc::SVE_HINT;
+            let expected = match power {
+                psci::Power::On { target, start } => {
+                    assert_eq!((target, start.entry, start.context), (a, b, c));
+                    numbers::CPU_ON
+                }
+                psci::Power::Suspend { state, start } => {
+                    assert_eq!((state, start.entry, start.context), (a as u32, b, c));
+                    numbers::CPU_SUSPEND
+                }
+                psci::Power::Off => numbers::CPU_OFF,
+                psci::Power::Info { target } => {
+                    assert_eq!((target, 0), (a, b));
+                    numbers::AFFINITY_INFO
+                }
+                psci::Power::SuspendFeatures => {
+                    assert_eq!(a as u32, numbers::CPU_SUSPEND);
+                    numbers::FEATURES
+                }
+            };
+            assert_eq!(number, expected);
+        }
         psci::Answer::Value(value) => {
             outcomes.note(("firmware", place(&KNOWN, x0), value));
         }

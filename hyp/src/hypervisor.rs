@@ -1,13 +1,13 @@
 //! The hypervisor as a whole: its components behind their locks, built once at boot.
 //!
-//! Order of the locks: creation of VMs, `host`, `hyp`, a VM, records. A method takes what it needs in that
+//! Order of the locks: creation of VMs, `host`, `hyp`, a VM, records, CPUs. A method takes what it needs in that
 //! order and nothing while a guest runs.
 
-use crate::addr::{Gfn, Pages, Pfn, Vpn};
+use crate::addr::{Gfn, Pages, Pfn, PhysAddr, Vpn};
 use crate::boot::tree::{MAX_RAM, MAX_RESERVED, MAX_WITHHELD};
 use crate::machine::{Machine, Stage2Id, Tree};
 use crate::memory::{MemoryMap, TooManyRegions};
-use crate::ownership::query::{AbortAnswer, AuditError, Census};
+use crate::ownership::query::{AbortAnswer, AuditError, Census, host_state};
 use crate::ownership::{Host, HypSpace, TOPUP_RESERVE};
 use crate::pgtable::hyp_stage1::{HypStage1, Mapped, Rights, VA_BITS};
 use crate::pgtable::stage2::{Entry, Owner, Page, Sharing, Side, Stage2};
@@ -17,7 +17,7 @@ use crate::pool::records::Records;
 use crate::sync::{AtomicBool, AtomicU64, Lock, Mutex, Ordering};
 use crate::vm::Vms;
 use abi::exit::Access;
-use abi::page::Permissions;
+use abi::page::{HostState, Permissions};
 use arrayvec::ArrayVec;
 use core::fmt;
 
@@ -220,6 +220,15 @@ impl<M: Machine> Hypervisor<M> {
         answer
     }
 
+    /// Whether the host may have a CPU begin at this address: it lies in memory that is the host's.
+    ///
+    /// It may give the page away before the CPU arrives there, whose first fetch then aborts as any would.
+    pub fn host_may_begin_at(&self, address: u64) -> bool {
+        let Some(page) = PhysAddr::new(address).map(Pfn::containing) else { return false };
+        let state = host_state(self.host.lock().table.entry(&self.machine, page.identity()));
+        self.memory.contains(page) && matches!(state, HostState::Owned | HostState::SharedOwned)
+    }
+
     /// Counts an abort that is answered by injection without a look at the tables.
     pub fn count_injected(&self) -> AbortAnswer {
         self.counters.aborts_injected.fetch_add(1, Ordering::Relaxed);
@@ -237,16 +246,23 @@ impl<M: Machine> Hypervisor<M> {
         self.hyp.lock().audit(&self.machine, &host, &self.ram, private)
     }
 
-    /// Bars every guest from now on and wipes what they own alone, pages and registers, since the machine is
-    /// going down. Returns the number of pages.
+    /// Bars every guest from now on, waits for those that run on other CPUs, and wipes what they own alone, pages and
+    /// registers, since the machine is going down. Returns the number of pages.
+    ///
+    /// A guest leaves its CPU at the next interrupt of the host's: a host that lets none come waits for ever.
     pub fn wipe_all_guests(&self) -> u64 {
-        self.closed.store(true, Ordering::SeqCst);
+        self.close();
         let mut wiped = 0u64;
-        self.vms.for_each(|vm| {
+        self.vms.for_each_idle(|vm| {
             wiped = wiped.saturating_add(crate::ownership::reclaim::wipe_private(&self.machine, &vm.space));
             vm.forget_registers(&self.machine);
         });
         wiped
+    }
+
+    /// No guest is entered from now on; one that runs is not entered again.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
     }
 
     /// A regime of a guest's stage-2.
@@ -443,6 +459,24 @@ mod tests {
         assert!(
             world.hyp.hyp.lock().table.entry(world.hyp.machine(), Vpn::new(0).unwrap()).flatten().is_none()
         );
+    }
+
+    #[test]
+    fn a_cpu_may_begin_in_memory_of_the_hosts_alone() {
+        use crate::testing::{HYP_START, RAM_START, World};
+
+        let world = World::new();
+        let vm = world.protected_vm();
+        world.ok(HostCall::DonateGuest { vm, pfn: RAM_START + 1, gfn: 0, pages: 1 });
+        world.ok(HostCall::ShareHyp { pfn: RAM_START + 2, pages: 1 });
+        let begins = |page: u64| world.hyp.host_may_begin_at(page << 12 | 0x80);
+        assert!(begins(RAM_START));
+        assert!(!begins(RAM_START + 1), "a guest's");
+        assert!(begins(RAM_START + 2), "lent");
+        assert!(!begins(HYP_START));
+        assert!(!begins(0x9000), "a device");
+        assert!(!begins(0x9020), "withheld");
+        assert!(!world.hyp.host_may_begin_at(u64::MAX));
     }
 
     #[test]

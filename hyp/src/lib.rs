@@ -40,6 +40,7 @@ pub mod addr;
 pub mod arch;
 pub mod boot;
 pub mod call;
+pub mod cpus;
 #[cfg(feature = "test-calls")]
 pub mod events;
 pub mod exception;

@@ -39,6 +39,8 @@ pub enum Lock {
     Oracle,
     /// The heap of records.
     Records,
+    /// Which CPUs are on.
+    Cpus,
 }
 
 /// A lock with what it guards.
@@ -87,6 +89,14 @@ impl<T> Mutex<T> {
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         self.inner.try_lock().map(|inner| MutexGuard { inner })
     }
+}
+
+/// Tells the CPU, or shuttle, that this one waits for another.
+pub fn relax() {
+    #[cfg(not(deed_shuttle))]
+    core::hint::spin_loop();
+    #[cfg(deed_shuttle)]
+    shuttle::hint::spin_loop();
 }
 
 #[cfg(not(deed_shuttle))]

@@ -111,6 +111,54 @@ primary_entry:
     mov     sp, x2
     b       {finish}
 
+/*
+ * Where the firmware starts another CPU: EL2, MMU off, x0 = its index, as Deed has told the firmware. It needs no early
+ * tables: the final ones map this code, and the two words that say where they are have been cleaned to memory.
+ */
+    .globl  secondary_entry
+secondary_entry:
+    mrs     x1, CurrentEL
+    cmp     x1, #CURRENT_EL_2
+    b.ne    park
+    msr     daifset, #0xf
+    mov     x1, #HCR_RW
+    msr     hcr_el2, x1
+    isb
+    movz    x1, #SCTLR_OFF & 0xffff
+    movk    x1, #SCTLR_OFF >> 16, lsl #16
+    msr     sctlr_el2, x1
+    isb
+
+    msr     tpidr_el2, x0
+    msr     spsel, #1
+    adrp    x1, {stacks} + STACK_SPAN
+    mov     x2, #STACK_SPAN
+    madd    x1, x0, x2, x1
+    mov     sp, x1
+    adrp    x1, {vectors}
+    add     x1, x1, :lo12:{vectors}
+    msr     vbar_el2, x1
+
+    adrp    x1, {translation}
+    add     x1, x1, :lo12:{translation}
+    ldp     x2, x3, [x1]
+    mov     x1, #MAIR
+    msr     mair_el2, x1
+    msr     tcr_el2, x2
+    msr     ttbr0_el2, x3
+
+    // Nothing that this CPU held before it was turned off, or found by reset, holds any more.
+    ic      iallu
+    tlbi    alle1
+    tlbi    alle2
+    dsb     nsh
+    isb
+    movz    x1, #SCTLR_FINAL & 0xffff
+    movk    x1, #SCTLR_FINAL >> 16, lsl #16
+    msr     sctlr_el2, x1
+    isb
+    b       {secondary_start}
+
 park:
     wfe
     b       park

@@ -1,5 +1,5 @@
 //! From the first line of Rust to the host's first instruction, on the boot CPU. See boot.S for what comes
-//! before.
+//! before, and [`super::secondary`] for the other CPUs.
 
 use super::early::{self, Kind, early_map};
 use super::el2::El2;
@@ -7,7 +7,8 @@ use super::exceptions;
 use super::features::Features;
 use super::instructions as i;
 use super::layout::{self, STACKS, Stack};
-use super::mmu::{self, SCTLR_EARLY, SCTLR_M, SCTLR_OFF};
+use super::mmu::{self, MAIR, SCTLR_EARLY, SCTLR_FINAL, SCTLR_M, SCTLR_OFF};
+use super::secondary::{self, TRANSLATION, secondary_start};
 use super::traps::hcr;
 use super::{cache, console, fixmap, host, power, verdict};
 use crate::addr::{HypVa, Pages, Pfn, PhysAddr, Vpn};
@@ -43,7 +44,9 @@ global_asm!(
     ".equ HCR_RW, {hcr_rw}",
     ".equ SCTLR_OFF, {sctlr_off}",
     ".equ SCTLR_EARLY, {sctlr_early}",
+    ".equ SCTLR_FINAL, {sctlr_final}",
     ".equ SCTLR_M, {sctlr_m}",
+    ".equ MAIR, {mair}",
     ".equ R_AARCH64_RELATIVE, {relative}",
     ".equ IMAGE_ALIGNMENT, {image_alignment}",
     ".equ STACK_SPAN, {stack_span}",
@@ -53,7 +56,9 @@ global_asm!(
     hcr_rw = const hcr::RW,
     sctlr_off = const SCTLR_OFF,
     sctlr_early = const SCTLR_EARLY,
+    sctlr_final = const SCTLR_FINAL,
     sctlr_m = const SCTLR_M,
+    mair = const MAIR,
     relative = const R_AARCH64_RELATIVE,
     image_alignment = const IMAGE_ALIGNMENT,
     stack_span = const size_of::<Stack>(),
@@ -63,6 +68,8 @@ global_asm!(
     early_map = sym early_map,
     build = sym boot_build,
     finish = sym boot_finish,
+    translation = sym TRANSLATION,
+    secondary_start = sym secondary_start,
 );
 
 static HYPERVISOR: Once<Hypervisor<El2>> = Once::new();
@@ -88,6 +95,8 @@ enum Refusal {
     NoTree(u64),
     /// What was loaded does not fit together.
     Problem(Problem),
+    /// The device tree does not name the CPUs as they are.
+    Cpus,
     /// The tables cannot be built.
     Setup(SetupError),
     /// The machine has more parts than a [`Setup`] holds.
@@ -102,6 +111,7 @@ impl fmt::Display for Refusal {
             Self::HostExtensions => write!(f, "HCR_EL2.E2H cannot be cleared"),
             Self::NoTree(address) => write!(f, "no device tree at {address:#x}"),
             Self::Problem(problem) => problem.fmt(f),
+            Self::Cpus => write!(f, "the device tree does not name this CPU, or names one twice"),
             Self::Setup(error) => write!(f, "the tables cannot be built: {error}"),
             Self::NoRoomInSetup => write!(f, "the image has too many parts"),
             Self::Audit(error) => write!(f, "EL2 can reach what it must not: {error}"),
@@ -152,6 +162,9 @@ fn build(tree: u64) -> Result<Start, Refusal> {
     let tree = Region::new(tree, blob.len() as u64).ok_or(Refusal::NoTree(tree))?;
     let deed = Region::of_pages(layout::image());
     let mut plan = boot::plan(blob, tree, deed, read_header)?;
+    if !secondary::set_cpus(&plan.facts.cpus) {
+        return Err(Refusal::Cpus);
+    }
     let features = Features::probe();
     let setup = setup(&mut plan, &features).ok_or(Refusal::NoRoomInSetup)?;
     let entry = plan.host.start();
@@ -178,6 +191,7 @@ fn take_over() -> Result<(), Refusal> {
     // SAFETY: `setup` maps text, constants, data, stacks, pool, metadata and the UART one to one, which is all
     // that EL2 code uses besides the fixmap linked above.
     unsafe { mmu::enter_final(root) };
+    secondary::publish(root);
 
     let private = HypVa::new(fixmap::FIXMAP_BASE).ok_or(Refusal::NoRoomInSetup)?;
     let pages = hypervisor.audit(Vpn::containing(private)).map_err(Refusal::Audit)?;

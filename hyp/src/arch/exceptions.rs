@@ -4,7 +4,7 @@
 use super::features::Features;
 use super::panic::{EMERGENCY_STACK, EMERGENCY_STACK_SIZE, FATAL, FatalFrame, PANICKING, report_fatal};
 use super::registers::HPFAR_EL2;
-use super::{boot, id_registers, layout, verdict, world_switch};
+use super::{boot, id_registers, layout, secondary, verdict, world_switch};
 use crate::addr::Gfn;
 use crate::call::host::HostReply;
 use crate::exception::{self, Interrupted, Taken};
@@ -13,8 +13,8 @@ use crate::psci::Answer;
 use crate::smc;
 use crate::vm::context::pstate;
 use aarch64_cpu::registers::{
-    ELR_EL1, ELR_EL2, ESR_EL1, FAR_EL1, FAR_EL2, MPIDR_EL1, Readable, SCTLR_EL1, SPSR_EL1, SPSR_EL2,
-    TPIDR_EL2, VBAR_EL1, Writeable,
+    ELR_EL1, ELR_EL2, ESR_EL1, FAR_EL1, FAR_EL2, Readable, SCTLR_EL1, SPSR_EL1, SPSR_EL2, TPIDR_EL2,
+    VBAR_EL1, Writeable,
 };
 use abi::exit::Access;
 use abi::host::{CALLS, DEED_UID, FIRST};
@@ -160,13 +160,13 @@ fn not_supported(frame: &mut Frame) {
 /// SMC from AArch64. The preferred return address is that of the SMC: step over it.
 extern "C" fn host_smc(frame: &mut Frame, esr: u64) {
     let [x0, x1, x2, x3, ..] = &mut frame.x;
-    match smc::answer([*x0, *x1, *x2, *x3], immediate(esr), MPIDR_EL1.get()) {
-        Answer::Value(value) => {
-            (*x0, *x1, *x2, *x3) = (value, 0, 0, 0);
-            skip_instruction();
-        }
+    let value = match smc::answer([*x0, *x1, *x2, *x3], immediate(esr)) {
+        Answer::Value(value) => value,
+        Answer::Power(power) => secondary::host_power(power),
         Answer::End(end) => verdict::end_run(boot::hypervisor(), end),
-    }
+    };
+    (*x0, *x1, *x2, *x3) = (value, 0, 0, 0);
+    skip_instruction();
 }
 
 /// An SError while the host runs, which only comes here as long as another is pending for the host.

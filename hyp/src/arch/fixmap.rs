@@ -6,8 +6,8 @@
 
 use super::exceptions;
 use super::instructions as i;
-use super::layout::MAX_CPUS;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn};
+use crate::cpus::MAX_CPUS;
 use crate::pgtable::Regime;
 use crate::pgtable::hyp_stage1::{HypStage1, Mapped, Rights};
 use core::cell::UnsafeCell;

@@ -111,14 +111,15 @@ fn prepare_fine_grained(features: &Features) {
 
 unsafe extern "C" {
     /// See vectors.S.
-    fn enter_host(entry: u64, tree: u64, spsr: u64) -> !;
+    fn enter_host(entry: u64, argument: u64, spsr: u64) -> !;
 }
 
-/// Leaves EL2 for the host's first instruction, with its device tree in x0 and 0 in all other registers.
+/// Leaves EL2 for the host's first instruction on this CPU, with `argument` in x0 and 0 in all other registers: the
+/// device tree on the boot CPU, what the host asked for on another.
 ///
-/// Call on the boot CPU after [`prepare`]; the caller's stack frames are abandoned, so it must hold no lock.
-pub fn enter(entry: u64, tree: u64) -> ! {
+/// Call after [`prepare`]; the caller's stack frames are abandoned, so it must hold no lock.
+pub fn enter(entry: u64, argument: u64) -> ! {
     // SAFETY: ERET to EL1 under stage 2 changes nothing of EL2's but its stack pointer, which goes back to
     // the top of this CPU's stack: no frame is returned to, since this function does not return.
-    unsafe { enter_host(entry, tree, pstate::RESET) }
+    unsafe { enter_host(entry, argument, pstate::RESET) }
 }

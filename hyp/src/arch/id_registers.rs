@@ -21,6 +21,20 @@ pub fn value(crm: u64, op2: u64) -> u64 {
     hidden.iter().fold(real, |value, shift| value & !(0xf << shift))
 }
 
+/// All registers of that space.
+pub type All = [[u64; 8]; 7];
+
+/// Reads all of them as the CPU has them, hiding nothing: what makes two CPUs of one kind.
+pub fn all() -> All {
+    let mut all = All::default();
+    for (crm, row) in (1..).zip(&mut all) {
+        for (op2, value) in (0..).zip(row) {
+            *value = read(crm, op2);
+        }
+    }
+    all
+}
+
 macro_rules! read_any {
     ($crm:expr, $op2:expr, $($m:literal: $($o:literal)*;)*) => {
         match ($crm, $op2) {

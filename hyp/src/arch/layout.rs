@@ -1,10 +1,9 @@
 //! Where the parts of the image lie, as the linker script names them, and the stacks.
 
 use crate::addr::{PAGE_SIZE, Pages, Pfn};
+use crate::cpus::MAX_CPUS;
 use core::cell::UnsafeCell;
 
-/// CPUs that the image has stacks and fixmap slots for.
-pub const MAX_CPUS: usize = 8;
 /// Bytes of a CPU's EL2 stack.
 pub const STACK_SIZE: usize = 16 * 1024;
 /// Bytes of the unmapped page under each stack.

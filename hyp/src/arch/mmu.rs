@@ -24,7 +24,7 @@ pub const SCTLR_OFF: u64 = SCTLR_RES1;
 /// Bits that boot.S adds for the early tables.
 pub const SCTLR_EARLY: u64 = SCTLR_M | SCTLR_C | SCTLR_I;
 /// SCTLR_EL2 from the final tables on: alignment checked, nothing writable executable.
-const SCTLR_FINAL: u64 = SCTLR_RES1 | SCTLR_M | SCTLR_A | SCTLR_C | SCTLR_SA | SCTLR_I | SCTLR_WXN;
+pub const SCTLR_FINAL: u64 = SCTLR_RES1 | SCTLR_M | SCTLR_A | SCTLR_C | SCTLR_SA | SCTLR_I | SCTLR_WXN;
 
 /// PS: the width of physical addresses, at most 48 bits.
 fn ps(features: &Features) -> u64 {
@@ -45,6 +45,11 @@ pub fn tcr(bits: u64) -> u64 {
 /// Bits 31 and 23 of TCR_EL2 are 1 where E2H is 0.
 const TCR_RES1: u64 = 1 << 31 | 1 << 23;
 
+/// TCR_EL2 for the final tables.
+pub fn final_tcr() -> u64 {
+    tcr(u64::from(VA_BITS))
+}
+
 unsafe extern "C" {
     /// See boot.S. The new tables must map the code, the data and the stack of the caller one to one.
     fn switch_space(ttbr0: u64, tcr: u64, sctlr: u64);
@@ -58,5 +63,5 @@ unsafe extern "C" {
 /// uses from now on is mapped as the code uses it: the image and the UART, one to one.
 pub unsafe fn enter_final(root: Pfn) {
     // SAFETY: the caller vouches for the tables; code and stack stay where they are.
-    unsafe { switch_space(root.base().as_u64(), tcr(u64::from(VA_BITS)), SCTLR_FINAL) };
+    unsafe { switch_space(root.base().as_u64(), final_tcr(), SCTLR_FINAL) };
 }

@@ -3,6 +3,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`boot`] | from the boot loader to the host's first instruction (boot.S, boot.rs) |
+//! | [`secondary`] | the same for the other CPUs, and what the host asks of CPUs |
 //! | [`early`] | the tables under which EL2 boots |
 //! | [`mmu`] | EL2's own translation regime |
 //! | [`layout`] | the parts of the image, and the stacks |
@@ -38,6 +39,7 @@ pub mod mmu;
 pub mod panic;
 pub mod power;
 pub mod registers;
+pub mod secondary;
 pub mod traps;
 pub mod verdict;
 pub mod world_switch;

@@ -12,6 +12,11 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 /// Not 0 once a CPU has begun to panic.
 pub static PANICKING: AtomicU32 = AtomicU32::new(0);
+
+/// Whether some CPU is, so that this one must do nothing any more.
+pub fn is_panicking() -> bool {
+    PANICKING.load(Ordering::Acquire) != 0
+}
 /// Not 0 once a CPU has taken the emergency stack; only vectors.S uses it.
 pub(super) static FATAL: AtomicU32 = AtomicU32::new(0);
 

@@ -167,7 +167,7 @@ park_cpu:
     b       park_cpu
 
 /*
- * void enter_host(u64 entry, u64 tree, u64 spsr): leaves EL2 for the host's first instruction. No register
+ * void enter_host(u64 entry, u64 argument, u64 spsr): leaves EL2 for the host's first instruction. No register
  * keeps a value of EL2's. The stack is empty from here on: the next exception starts at its top.
  */
     .globl  enter_host

@@ -119,6 +119,7 @@ pub(super) struct Sample {
     pub(super) reserved: Vec<((u64, u64), bool)>,
     pub(super) modules: Vec<(&'static str, (u64, u64), Option<&'static str>)>,
     pub(super) arguments: &'static str,
+    pub(super) cpus: Vec<u64>,
     pub(super) timer_names: Option<&'static str>,
     pub(super) smmu: bool,
     pub(super) image_size: u64,
@@ -136,6 +137,7 @@ impl Default for Sample {
                 ("multiboot,kernel", HOST, Some("console=ttyAMA0 quiet")),
             ],
             arguments: "deed.nonce=00c0ffee",
+            cpus: vec![0, 1],
             timer_names: None,
             smmu: false,
             image_size: HOST_IMAGE_SIZE,
@@ -151,6 +153,15 @@ impl Sample {
         for ram in &self.ram {
             b.begin(&format!("memory@{:x}", ram.0)).text("device_type", "memory").reg(*ram).end();
         }
+        let wide = self.cpus.iter().any(|cpu| cpu >> 32 != 0);
+        b.begin("cpus").cells("#address-cells", &[1 + u32::from(wide)]).cells("#size-cells", &[0]);
+        b.begin("cpu-map").end();
+        for cpu in &self.cpus {
+            b.begin(&format!("cpu@{cpu:x}")).text("device_type", "cpu");
+            let bytes = cpu.to_be_bytes();
+            b.property("reg", if wide { &bytes } else { &bytes[4..] }).end();
+        }
+        b.end();
         b.begin("fw-cfg@9020000").text("compatible", "qemu,fw-cfg-mmio").reg((0x902_0000, 0x18)).end();
         if self.smmu {
             b.begin("smmuv3@9050000").text("compatible", "arm,smmu-v3").reg((0x905_0000, 0x2_0000)).end();

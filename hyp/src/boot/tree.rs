@@ -7,6 +7,7 @@
 
 use super::blob::{Source, Token};
 use super::region::Region;
+use crate::cpus::MAX_CPUS;
 use arrayvec::ArrayVec;
 
 /// Runs of RAM that Deed can hold.
@@ -88,6 +89,8 @@ pub struct Facts<'a> {
     pub ram: ArrayVec<Region, MAX_RAM>,
     /// `/memreserve/` and `/reserved-memory`.
     pub reserved: ArrayVec<Reservation, MAX_RESERVED>,
+    /// Affinities of the CPUs, in the order of their nodes.
+    pub cpus: ArrayVec<u64, MAX_CPUS>,
     /// Boot modules.
     pub modules: ArrayVec<Module<'a>, MAX_MODULES>,
     /// Deed's own command line.
@@ -263,6 +266,7 @@ impl<'a> Reader<'a> {
             (1, b"chosen") => self.facts.arguments = text(top.bootargs, "chosen")?.unwrap_or(""),
             (1, _) => self.finish_device(&root, &top)?,
             (2, b"chosen") => self.finish_module(&top, &child)?,
+            (2, b"cpus") if child.device_type == b"cpu\0" => self.finish_cpu(&top, &child)?,
             // A node without `reg` asks the kernel to find a place: nothing is reserved yet.
             (2, b"reserved-memory") if child.reg.is_some() => {
                 child.for_each_region(&top, "reserved-memory", |region| {
@@ -298,6 +302,13 @@ impl<'a> Reader<'a> {
                 })
             }
         }
+    }
+
+    /// The `reg` of a CPU is its affinity, of one cell or two (devicetree bindings, `arm/cpus.yaml`).
+    fn finish_cpu(&mut self, cpus: &Node<'a>, node: &Node<'a>) -> Result<(), TreeError> {
+        let cells = cpus.address_cells.filter(|cells| (1..=2).contains(cells));
+        let affinity = cells.zip(node.reg).and_then(|(cells, mut reg)| take_cells(&mut reg, cells));
+        push(&mut self.facts.cpus, affinity.ok_or(TreeError::BadReg("CPU"))?, "CPUs")
     }
 
     fn finish_module(&mut self, chosen: &Node<'a>, node: &Node<'a>) -> Result<(), TreeError> {
@@ -404,6 +415,29 @@ mod tests {
     }
 
     #[test]
+    fn cpus_are_read_with_one_cell_or_two() {
+        for cpus in [vec![], vec![0, 1, 0x100], vec![0x8_0000_0003, 1]] {
+            let blob = Sample { cpus: cpus.clone(), ..Sample::default() }.blob();
+            assert_eq!(read(&blob).unwrap().cpus[..], cpus);
+        }
+    }
+
+    #[test]
+    fn a_cpu_whose_affinity_cannot_be_read_is_refused() {
+        for (cells, reg) in
+            [(&[0u32][..], &[0u32, 0][..]), (&[3], &[0, 0, 0]), (&[2], &[1]), (&[1], &[]), (&[], &[1])]
+        {
+            let mut b = Builder::default();
+            b.begin("").begin("cpus").cells("#size-cells", &[0]);
+            if !cells.is_empty() {
+                b.cells("#address-cells", cells);
+            }
+            b.begin("cpu@0").text("device_type", "cpu").cells("reg", reg).end().end().end();
+            assert_eq!(read(&b.finish(0)).unwrap_err(), TreeError::BadReg("CPU"), "{cells:?} {reg:?}");
+        }
+    }
+
+    #[test]
     fn memory_with_one_cell_is_read_as_its_parent_says() {
         let mut b = Builder::default();
         b.begin("").cells("#address-cells", &[1]).cells("#size-cells", &[1]).cells("interrupt-parent", &[1]);
@@ -441,6 +475,9 @@ mod tests {
         let reservations = vec![(0x1000, 0x1000); MAX_RESERVED + 1];
         let blob = Sample { reservations, ..Sample::default() }.blob();
         assert_eq!(read(&blob).unwrap_err(), TreeError::TooMany("reservations"));
+        let cpus = (0..=MAX_CPUS as u64).collect();
+        let blob = Sample { cpus, ..Sample::default() }.blob();
+        assert_eq!(read(&blob).unwrap_err(), TreeError::TooMany("CPUs"));
         let modules = vec![("multiboot,kernel", (0x1000, 0x1000), None); MAX_MODULES + 1];
         let blob = Sample { modules, ..Sample::default() }.blob();
         assert_eq!(read(&blob).unwrap_err(), TreeError::TooMany("boot modules"));

@@ -149,6 +149,7 @@ mod tests {
     use abi::HostState;
     use abi::host::{HostCall, VM_ROOT_PAGES};
     use abi::page::Pool;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     #[test]
     fn teardown_returns_every_page_and_the_census_is_that_of_the_start() {
@@ -223,6 +224,32 @@ mod tests {
         world.ok(HostCall::VmTeardownStart { vm: dying });
         world.ok(HostCall::VmTeardownFinish { vm: dying });
         assert_eq!(world.hyp.wipe_all_guests(), 1);
+        assert!(world.is_wiped(0));
+    }
+
+    #[test]
+    fn what_a_guest_owns_is_wiped_only_when_it_runs_on_no_cpu() {
+        let world = World::new();
+        let vm = world.protected_vm();
+        world.ok(HostCall::VcpuCreate { vm, vcpu: 0 });
+        world.ok(HostCall::DonateGuest { vm, pfn: RAM_START, gfn: 0, pages: 1 });
+        world.sim().store64(RAM_START << 12, 0x5ec4e7);
+        let claim = world.hyp.claim(vm, 0).unwrap();
+        let left = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let wiping = scope.spawn(|| {
+                let wiped = world.hyp.wipe_all_guests();
+                assert!(left.load(Ordering::SeqCst), "a guest that runs was wiped");
+                wiped
+            });
+            while world.hyp.may_enter(&claim) {
+                std::thread::yield_now();
+            }
+            assert_eq!(world.sim().load64(RAM_START << 12), 0x5ec4e7);
+            left.store(true, Ordering::SeqCst);
+            world.hyp.unclaim(claim);
+            assert_eq!(wiping.join().unwrap(), 1);
+        });
         assert!(world.is_wiped(0));
     }
 

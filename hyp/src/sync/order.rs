@@ -24,6 +24,7 @@ impl Lock {
             #[cfg(feature = "oracle")]
             Self::Oracle => 4,
             Self::Records => 5,
+            Self::Cpus => 6,
         }
     }
 }

@@ -118,7 +118,6 @@ impl Vm {
     }
 
     /// Whether a CPU has claimed a vCPU of it.
-    #[cfg(all(feature = "oracle", not(deed_shuttle)))]
     pub(crate) fn is_claimed(&self) -> bool {
         self.claimed > 0
     }
@@ -350,10 +349,28 @@ impl Vms {
     }
 
     /// Shows every VM to `visit`, one lock at a time.
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn for_each(&self, mut visit: impl FnMut(&mut Vm)) {
         for place in &self.places {
             if let Some(vm) = place.slot.lock().vm.as_mut() {
                 visit(vm);
+            }
+        }
+    }
+
+    /// Shows every VM to `visit`, one lock at a time, once no CPU has a vCPU of it claimed. For a machine that is closed:
+    /// no CPU can claim one for long any more.
+    pub(crate) fn for_each_idle(&self, mut visit: impl FnMut(&mut Vm)) {
+        for place in &self.places {
+            loop {
+                let mut slot = place.slot.lock();
+                match slot.vm.as_mut() {
+                    Some(vm) if vm.is_claimed() => {}
+                    Some(vm) => break visit(vm),
+                    None => break,
+                }
+                drop(slot);
+                crate::sync::relax();
             }
         }
     }

@@ -1178,9 +1178,7 @@ mod tests {
 
     #[test]
     fn no_guest_is_entered_once_the_machine_goes_down() {
-        assert!(!is_entered_again_after(|world, _| {
-            world.hyp.wipe_all_guests();
-        }));
+        assert!(!is_entered_again_after(|world, _| world.hyp.close()));
     }
 
     #[test]
