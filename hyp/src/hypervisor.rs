@@ -226,7 +226,8 @@ impl<M: Machine> Hypervisor<M> {
     pub fn host_may_begin_at(&self, address: u64) -> bool {
         let Some(page) = PhysAddr::new(address).map(Pfn::containing) else { return false };
         let state = host_state(self.host.lock().table.entry(&self.machine, page.identity()));
-        self.memory.contains(page) && matches!(state, HostState::Owned | HostState::SharedOwned)
+        let is_the_hosts = matches!(state, HostState::Owned | HostState::SharedOwned);
+        self.memory.contains(page) && is_the_hosts
     }
 
     /// Counts an abort that is answered by injection without a look at the tables.

@@ -5,6 +5,7 @@ use crate::console::{Console, Ending, Expectation};
 use crate::devicetree;
 use crate::elf;
 use crate::images::{Builder, Images};
+use crate::linux;
 use crate::oracle;
 use crate::ram::RamFile;
 use crate::report::Check;
@@ -32,6 +33,8 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 pub(crate) struct Options {
     /// Show the console while it is written.
     pub(crate) live: bool,
+    /// A person types on the console. No timeout.
+    pub(crate) typed: bool,
     /// Print command lines.
     pub(crate) verbose: bool,
     /// Wait for a debugger.
@@ -117,6 +120,11 @@ pub(crate) fn scenario(
         "{} needs test calls, which a release image has not",
         scenario.name
     );
+    let mut scenario = scenario.clone();
+    if let Some(end) = &scenario.linux {
+        scenario.payload = Some(linux::payload(tree, end)?);
+    }
+    let scenario = &scenario;
     let mut began = Instant::now();
     let start = Start::new(tree, &images, scenario, machine)?;
     let log = log_of(tree, options);
@@ -260,11 +268,12 @@ impl<'a> Start<'a> {
         let mut log =
             std::fs::File::create(log).with_context(|| format!("cannot write {}", tree.show(log)))?;
         let seconds = options.timeout.unwrap_or(self.scenario.timeout);
-        let is_endless = options.gdb && options.timeout.is_none();
+        let is_endless = (options.gdb || options.typed) && options.timeout.is_none();
         let limit = if is_endless { DAY } else { Duration::from_secs(seconds) };
 
         let (reader, writer) = std::io::pipe()?;
-        command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+        let stdin = if options.typed { Stdio::inherit() } else { Stdio::null() };
+        command.stdin(stdin).stdout(writer.try_clone()?).stderr(writer);
         let mut child = command.spawn().with_context(|| format!("cannot start {QEMU}"))?;
         drop(command);
         let chunks = read_in_background(reader);

@@ -25,6 +25,7 @@ mod devicetree;
 mod elf;
 mod images;
 mod libtest;
+mod linux;
 mod oracle;
 mod patch;
 mod ram;

@@ -25,6 +25,8 @@ pub(crate) struct Scenario {
     pub(crate) program: String,
     #[serde(default)]
     pub(crate) args: Vec<String>,
+    /// The host is Debian's Linux, and this is what it does at its end (`end=` of `qemu/linux/init`).
+    pub(crate) linux: Option<String>,
     #[serde(default = "default_timeout")]
     pub(crate) timeout: u64,
     memory: Option<String>,

@@ -334,11 +334,15 @@ fn install(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Whether a person is there to answer.
+pub(crate) fn is_attended() -> bool {
+    std::io::stdin().is_terminal() && std::env::var_os("CI").is_none()
+}
+
 /// Says what is about to be run. Asks first where a person is at the terminal; does not where none is.
 fn agree(command: &Command) -> Result<()> {
     eprintln!("missing here, to be installed by: {}", command_line(command));
-    let is_attended = std::io::stdin().is_terminal() && std::env::var_os("CI").is_none();
-    if !is_attended {
+    if !is_attended() {
         return Ok(());
     }
     eprint!("Install? [Y/n] ");

@@ -2,13 +2,17 @@
 
 use crate::boot::{self, Options};
 use crate::images::Builder;
+use crate::linux;
 use crate::report::Report;
 use crate::scenario::{Overrides, Payload, Scenario};
-use crate::toolchain::{Need, Toolchain};
+use crate::toolchain::{Need, Toolchain, is_attended};
 use crate::tree::Tree;
 use crate::ui::seconds;
 use anyhow::{Result, ensure};
 use std::path::{Path, PathBuf};
+
+/// The name of Debian's kernel as a host.
+const LINUX: &str = "linux";
 
 /// Boot Deed in QEMU with one scenario (qemu/README.md) and check what it shows.
 ///
@@ -22,7 +26,8 @@ pub(crate) struct Args {
     /// Boot this image as the host instead of Deed's own: any that boots as an arm64 Linux kernel does at EL1.
     ///
     /// Passes if the run ends with the hypervisor's verdict: the host turns the machine off, and no step that it
-    /// prints has failed.
+    /// prints has failed. `linux` stands for Debian's kernel, which is fetched once (Debian's apt is needed), with a
+    /// shell at a terminal; with --json, or without a terminal, it is the scenario linux-is-the-host.
     #[arg(long, value_name = "FILE", conflicts_with = "scenario")]
     host: Option<PathBuf>,
     /// A ramdisk for that host.
@@ -66,7 +71,11 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
     Report::new("qemu").around(args.json.as_deref(), |report| {
+        let is_linux = args.host.as_deref() == Some(Path::new(LINUX));
+        let is_shell = is_linux && args.json.is_none() && is_attended();
         let scenario = match &args.host {
+            Some(_) if is_shell => Scenario::of_payload(linux::payload(tree, "shell")?),
+            Some(_) if is_linux => Scenario::load(tree, "linux-is-the-host")?,
             Some(host) => Scenario::of_payload(payload(host, args)?),
             None => Scenario::load(tree, &args.scenario)?,
         };
@@ -85,6 +94,7 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
         let mut builder = Builder::new(tree, &toolchain, args.release, args.verbose);
         let options = Options {
             live: true,
+            typed: is_shell,
             verbose: args.verbose,
             gdb: args.gdb,
             oracle: args.oracle,

@@ -4,6 +4,7 @@
 use crate::boot::{self, Options, Outcome};
 use crate::images::Builder;
 use crate::libtest::{Summary, result_line, under_shuttle};
+use crate::linux;
 use crate::report::{Check, Report};
 use crate::scenario::{Overrides, Scenario};
 use crate::toolchain::{Need, Toolchain};
@@ -146,6 +147,14 @@ fn emulator(tree: &Tree, args: &Args, toolchain: &Toolchain, steps: &mut Vec<Che
         }
     }
     boots.retain(|boot| args.filter.as_ref().is_none_or(|filter| boot.label.contains(filter.as_str())));
+    if boots.iter().any(|boot| boot.scenario.linux.is_some())
+        && let Err(unavailable) = linux::fetch(tree)
+    {
+        let before = boots.len();
+        boots.retain(|boot| boot.scenario.linux.is_none());
+        let skipped = before - boots.len();
+        println!("\nskipped: {skipped} boots of Linux, which cannot be had: {}", unavailable.reason());
+    }
     let mut builder = Builder::new(tree, toolchain, args.release, args.verbose);
     let began = Instant::now();
     let mut failed = Vec::new();

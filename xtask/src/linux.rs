@@ -1,0 +1,193 @@
+//! Debian's Linux kernel as the host: fetched once into a cache, with a static busybox, and started with the first
+//! program of `qemu/linux/init`.
+//!
+//! The packages come from Debian's archive by `apt-get download`, under a state of its own: neither the system's list of
+//! sources nor its packages change.
+
+use crate::cpio::Archive;
+use crate::scenario::Payload;
+use crate::tree::Tree;
+use crate::ui::Task;
+use anyhow::{Context, Result, bail, ensure};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Debian 13, whose kernel is 6.12.
+const SUITE: &str = "trixie";
+/// The kernel's packages: this, a version, and the flavour.
+const KERNEL: (&str, &str) = ("linux-image-6.12.", "-cloud-arm64");
+const BUSYBOX: &str = "busybox-static";
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// The first program, in the checkout.
+const INIT: &str = "qemu/linux/init";
+
+/// The kernel and busybox could not be had: there is no Debian, or no network.
+#[derive(Debug)]
+pub(crate) struct Unavailable(anyhow::Error);
+
+impl Unavailable {
+    /// Why, in one line.
+    pub(crate) fn reason(&self) -> String {
+        format!("{:#}", self.0)
+    }
+}
+
+/// Gets what is missing in the cache.
+///
+/// # Errors
+/// [`Unavailable`], with nothing half done left in the cache.
+pub(crate) fn fetch(tree: &Tree) -> Result<(), Unavailable> {
+    let cache = cache_of(tree);
+    if [kernel_of(tree), busybox_of(tree)].iter().all(|file| file.is_file()) {
+        return Ok(());
+    }
+    let task = Task::begin(format!("fetching Debian's kernel {}x{} and {BUSYBOX}", KERNEL.0, KERNEL.1));
+    download(&cache).map_err(Unavailable)?;
+    task.done("fetched");
+    Ok(())
+}
+
+/// The host with its ramdisk, which is written anew. At its end it turns the machine off, or does what else
+/// `qemu/linux/init` knows by this name.
+pub(crate) fn payload(tree: &Tree, end: &str) -> Result<Payload> {
+    if let Err(unavailable) = fetch(tree) {
+        bail!("Linux cannot be had: {}", unavailable.reason());
+    }
+    let mut archive = Archive::default();
+    for folder in ["bin", "dev", "proc", "sys"] {
+        archive.directory(folder);
+    }
+    archive.file("bin/busybox", &fs::read(busybox_of(tree))?);
+    archive.file("init", &fs::read(tree.root.join(INIT)).with_context(|| INIT.to_owned())?);
+    let ramdisk = cache_of(tree).join("ramdisk.cpio");
+    fs::write(&ramdisk, archive.finish())?;
+    let append = format!("console=ttyAMA0 quiet end={end}");
+    Ok(Payload { host: kernel_of(tree), ramdisk: Some(ramdisk), append })
+}
+
+fn cache_of(tree: &Tree) -> PathBuf {
+    tree.target.join("linux")
+}
+
+fn kernel_of(tree: &Tree) -> PathBuf {
+    cache_of(tree).join("kernel")
+}
+
+fn busybox_of(tree: &Tree) -> PathBuf {
+    cache_of(tree).join("busybox")
+}
+
+/// Downloads the packages into the cache and takes the two files out of them.
+fn download(cache: &Path) -> Result<()> {
+    let cache = std::path::absolute(cache)?;
+    let work = cache.join("apt");
+    // What an earlier try has left is of no use.
+    if work.exists() {
+        fs::remove_dir_all(&work)?;
+    }
+    for folder in ["lists/partial", "archives/partial", "none", "unpacked"] {
+        fs::create_dir_all(work.join(folder))?;
+    }
+    ensure!(Path::new(KEYRING).is_file(), "there is no {KEYRING}: the packages cannot be checked");
+    let source = format!("deb [signed-by={KEYRING}] http://deb.debian.org/debian {SUITE} main\n");
+    fs::write(work.join("sources.list"), source)?;
+    fs::write(work.join("status"), "")?;
+    fs::write(work.join("apt.conf"), configuration(&work))?;
+    let apt = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        command.env("APT_CONFIG", work.join("apt.conf")).args(arguments).current_dir(&work);
+        output(command)
+    };
+    apt("apt-get", &["update", "-qq"])?;
+    let names = apt("apt-cache", &["pkgnames", KERNEL.0])?;
+    let kernel = newest(&names).context("the archive has no such kernel")?;
+    let packages = [kernel, BUSYBOX].map(|package| format!("{package}:arm64"));
+    apt("apt-get", &["download", "-qq", &packages[0], &packages[1]])?;
+    for entry in fs::read_dir(&work)? {
+        let package = entry?.path();
+        if package.extension().is_some_and(|extension| extension == "deb") {
+            let mut command = Command::new("dpkg");
+            command.arg("-x").arg(package).arg(work.join("unpacked"));
+            output(command)?;
+        }
+    }
+    let unpacked = work.join("unpacked");
+    let release = kernel.strip_prefix("linux-image-").unwrap_or(kernel);
+    fs::copy(unpacked.join("usr/bin/busybox"), cache.join("busybox")).context("no busybox in its package")?;
+    fs::copy(unpacked.join(format!("boot/vmlinuz-{release}")), cache.join("kernel"))
+        .context("no kernel in its package")?;
+    fs::remove_dir_all(&work)?;
+    Ok(())
+}
+
+/// A configuration of apt that looks at nothing of the system's.
+fn configuration(work: &Path) -> String {
+    let at = |name: &str| work.join(name).display().to_string();
+    [
+        format!("Dir::Etc::SourceList \"{}\";", at("sources.list")),
+        format!("Dir::Etc::SourceParts \"{}\";", at("none")),
+        "Dir::Etc::Preferences \"/dev/null\";".to_owned(),
+        format!("Dir::Etc::PreferencesParts \"{}\";", at("none")),
+        format!("Dir::State \"{}\";", work.display()),
+        format!("Dir::State::status \"{}\";", at("status")),
+        format!("Dir::Cache \"{}\";", work.display()),
+        // Downloads are written by whoever runs this, and not by a user of apt's own.
+        "APT::Sandbox::User \"\";".to_owned(),
+        "Acquire::Retries \"2\";".to_owned(),
+        "APT::Architecture \"arm64\";".to_owned(),
+        "APT::Architectures { \"arm64\"; };\n".to_owned(),
+    ]
+    .join("\n")
+}
+
+/// The kernel of the highest version among names of packages.
+fn newest(names: &str) -> Option<&str> {
+    let numbers = |name: &str| -> Vec<u64> {
+        name.split(|byte: char| !byte.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect()
+    };
+    let kernels = names.lines().filter(|name| name.starts_with(KERNEL.0) && name.ends_with(KERNEL.1));
+    kernels.max_by_key(|name| numbers(name))
+}
+
+/// Runs a program to its end; what it printed, or what it complained of.
+fn output(mut command: Command) -> Result<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("this system has no {program}"))?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    let last = complaint.trim().lines().last().unwrap_or_default();
+    ensure!(output.status.success(), "{program} failed ({}): {last}", output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_kernel_of_the_flavour_is_chosen_by_its_numbers() {
+        let names = "linux-image-6.12.9+deb13-cloud-arm64\nlinux-image-6.12.117+deb13-cloud-arm64\n\
+                     linux-image-6.12.117+deb13-cloud-arm64-dbg\nlinux-image-6.12.200+deb13-arm64\n\
+                     linux-image-6.12.107+deb13-cloud-arm64\n";
+        assert_eq!(newest(names), Some("linux-image-6.12.117+deb13-cloud-arm64"));
+        assert_eq!(newest("linux-image-6.12.9+deb13-cloud-arm64-unsigned"), None);
+    }
+
+    #[test]
+    fn apt_is_told_nothing_of_the_systems() {
+        let text = configuration(Path::new("/there"));
+        assert!(!text.contains("/etc") && !text.contains("/var"));
+        assert_eq!(text.matches("\"/there").count(), 6);
+        assert_eq!(text.lines().filter(|line| line.ends_with(';')).count(), 11);
+    }
+
+    #[test]
+    fn a_program_that_fails_is_told_with_its_last_words() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo first >&2; echo second >&2; exit 3"]);
+        let error = format!("{:#}", output(command).unwrap_err());
+        assert!(error.contains("sh failed") && error.ends_with("second"), "{error}");
+        assert!(output(Command::new("no-such-program")).is_err());
+    }
+}
