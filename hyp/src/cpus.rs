@@ -12,6 +12,7 @@
 use crate::sync::{Lock, Mutex};
 use abi::psci;
 use arrayvec::ArrayVec;
+use core::iter;
 
 /// CPUs that Deed has stacks and fixmap slots for.
 pub const MAX_CPUS: usize = 8;
@@ -53,18 +54,25 @@ pub struct Cpus {
 }
 
 impl Cpus {
-    /// The CPUs with these affinities, all off but `boot`. `None` if `boot` is none of them, or one is there twice, or
-    /// there are more than [`MAX_CPUS`].
-    pub fn new(affinities: &[u64], boot: u64) -> Option<Self> {
-        let mut cpus = ArrayVec::<Cpu, MAX_CPUS>::new();
-        cpus.push(Cpu { affinity: boot, state: State::On, requests: 0 });
-        for &affinity in affinities.iter().filter(|affinity| **affinity != boot) {
-            if cpus.iter().any(|cpu| cpu.affinity == affinity) {
-                return None;
+    /// No CPUs: [`name`](Self::name) them before anything else.
+    pub const fn none() -> Self {
+        Self { cpus: Mutex::new(Lock::Cpus, ArrayVec::new_const()) }
+    }
+
+    /// Names the CPUs by their affinities: all are off but `boot`. Returns `false` if `boot` is none of them, or one is
+    /// there twice, or there are more than [`MAX_CPUS`].
+    pub fn name(&self, affinities: &[u64], boot: u64) -> bool {
+        let mut cpus = self.cpus.lock();
+        cpus.clear();
+        let others = affinities.iter().copied().filter(|affinity| *affinity != boot);
+        for affinity in iter::once(boot).chain(others) {
+            let state = if affinity == boot { State::On } else { State::Off };
+            let is_there = cpus.iter().any(|cpu| cpu.affinity == affinity);
+            if is_there || cpus.try_push(Cpu { affinity, state, requests: 0 }).is_err() {
+                return false;
             }
-            cpus.try_push(Cpu { affinity, state: State::Off, requests: 0 }).ok()?;
         }
-        (cpus.len() == affinities.len()).then(|| Self { cpus: Mutex::new(Lock::Cpus, cpus) })
+        cpus.len() == affinities.len()
     }
 
     /// `CPU_ON`: notes where the CPU is to begin, and has `firmware` start the one with this index. Returns what the host
@@ -100,18 +108,18 @@ impl Cpus {
 
     /// `CPU_OFF` of the calling CPU. `firmware` returns only if it refuses; then the CPU is still on.
     pub fn turn_off(&self, cpu: usize, firmware: impl FnOnce() -> u64) -> u64 {
-        self.change(cpu, |cpu| cpu.state = State::Off);
+        self.set(cpu, State::Off);
         let result = firmware();
-        self.change(cpu, |cpu| cpu.state = State::On);
+        self.set(cpu, State::On);
         result
     }
 
     /// `CPU_SUSPEND` of the calling CPU. `firmware` returns if the CPU kept its state or was not suspended; otherwise it
     /// comes up anew, at `start`.
     pub fn suspend(&self, cpu: usize, start: Start, firmware: impl FnOnce() -> u64) -> u64 {
-        self.change(cpu, |cpu| cpu.state = State::Suspended(start));
+        self.set(cpu, State::Suspended(start));
         let result = firmware();
-        self.change(cpu, |cpu| cpu.state = State::On);
+        self.set(cpu, State::On);
         result
     }
 
@@ -137,6 +145,11 @@ impl Cpus {
         })?
     }
 
+    #[inline(never)]
+    fn set(&self, cpu: usize, state: State) {
+        self.change(cpu, |cpu| cpu.state = state);
+    }
+
     fn change<R>(&self, cpu: usize, change: impl FnOnce(&mut Cpu) -> R) -> Option<R> {
         self.cpus.lock().get_mut(cpu).map(change)
     }
@@ -152,7 +165,9 @@ mod tests {
 
     /// Three CPUs; the second of the device tree booted.
     fn cpus() -> Cpus {
-        Cpus::new(&[0, 1, 0x100], 1).unwrap()
+        let cpus = Cpus::none();
+        assert!(cpus.name(&[0, 1, 0x100], 1));
+        cpus
     }
 
     fn is_not_asked<T>() -> T {
@@ -184,13 +199,13 @@ mod tests {
 
     #[test]
     fn a_machine_without_its_boot_cpu_or_with_one_twice_or_too_many_is_none() {
-        assert!(Cpus::new(&[0, 2], 1).is_none());
-        assert!(Cpus::new(&[], 0).is_none());
-        assert!(Cpus::new(&[0, 1, 1], 0).is_none());
-        assert!(Cpus::new(&[0, 1, 0], 0).is_none());
+        assert!(!Cpus::none().name(&[0, 2], 1));
+        assert!(!Cpus::none().name(&[], 0));
+        assert!(!Cpus::none().name(&[0, 1, 1], 0));
+        assert!(!Cpus::none().name(&[0, 1, 0], 0));
         let many: Vec<u64> = (0..=MAX_CPUS as u64).collect();
-        assert!(Cpus::new(&many, 0).is_none());
-        assert!(Cpus::new(&many[..MAX_CPUS], 0).is_some());
+        assert!(!Cpus::none().name(&many, 0));
+        assert!(Cpus::none().name(&many[..MAX_CPUS], 0));
     }
 
     #[test]
@@ -251,7 +266,7 @@ mod tests {
                 psci::DENIED
             });
             cpus.turn_off(index, || psci::DENIED);
-            cpus.change(index, |cpu| cpu.state = State::Off);
+            cpus.set(index, State::Off);
             assert_eq!(cpus.turn_on(0, OTHER, |_| psci::SUCCESS), psci::SUCCESS);
             psci::ALREADY_ON
         });

@@ -1,7 +1,7 @@
 //! CPUs that come up after the boot CPU: from the firmware, at EL2 with the MMU off (boot.S, `secondary_entry`), to where
 //! the host wants them. The firmware learns no address of the host's, and no CPU enters the host before its stage 2 is on.
 
-use super::boot::{hypervisor, try_hypervisor};
+use super::boot::hypervisor;
 use super::features::Features;
 use super::panic::is_panicking;
 use super::{cache, exceptions, host, id_registers, mmu, power};
@@ -12,16 +12,12 @@ use aarch64_cpu::registers::{MPIDR_EL1, Readable};
 use abi::psci;
 use core::mem::size_of_val;
 use core::sync::atomic::{AtomicU64, Ordering};
-use spin::Once;
 
-static CPUS: Once<Cpus> = Once::new();
+static CPUS: Cpus = Cpus::none();
 
 /// TCR_EL2 and TTBR0_EL2 of the final tables, for a CPU whose MMU is off: cleaned to the point of coherency when they are
 /// written, and never written again.
 pub(super) static TRANSLATION: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
-
-/// The identification registers of the boot CPU.
-static BOOT_IDENTITY: Once<id_registers::All> = Once::new();
 
 unsafe extern "C" {
     /// Where the firmware starts a CPU, with its index in x0 (boot.S).
@@ -30,13 +26,12 @@ unsafe extern "C" {
 
 /// Keeps which CPUs there are. Returns `false` if the calling one is not among them, or one is there twice.
 pub fn set_cpus(affinities: &[u64]) -> bool {
-    let cpus = Cpus::new(affinities, MPIDR_EL1.get() & AFFINITY);
-    cpus.map(|cpus| CPUS.call_once(|| cpus)).is_some()
+    CPUS.name(affinities, MPIDR_EL1.get() & AFFINITY)
 }
 
 /// Keeps what other CPUs need to come up under the final tables, and what they are compared with.
 pub fn publish(root: Pfn) {
-    BOOT_IDENTITY.call_once(id_registers::all);
+    id_registers::keep();
     let [tcr, ttbr0] = &TRANSLATION;
     tcr.store(mmu::final_tcr(), Ordering::Relaxed);
     ttbr0.store(root.base().as_u64(), Ordering::Relaxed);
@@ -44,38 +39,39 @@ pub fn publish(root: Pfn) {
 }
 
 /// Does what the host asks of a CPU by PSCI. Returns what the host gets in x0.
+#[inline(never)]
 pub fn host_power(power: Power) -> u64 {
-    let Some(cpus) = CPUS.get() else { return psci::INTERNAL_FAILURE };
     let own = exceptions::this_cpu();
     let may_begin = |start: &Start| hypervisor().host_may_begin_at(start.entry);
     let entry = (&raw const secondary_entry).addr() as u64;
     match power {
         Power::On { start, .. } | Power::Suspend { start, .. } if !may_begin(&start) => psci::INVALID_ADDRESS,
         Power::On { target, start } => {
-            cpus.turn_on(target, start, |index| power::call(psci::CPU_ON, [target, entry, index as u64]))
+            CPUS.turn_on(target, start, |index| power::call(psci::CPU_ON, [target, entry, index as u64]))
         }
-        Power::Off => cpus.turn_off(own, || power::call(psci::CPU_OFF, [0; 3])),
+        Power::Off => CPUS.turn_off(own, || power::call(psci::CPU_OFF, [0; 3])),
         Power::Suspend { state, start } => {
-            cpus.suspend(own, start, || power::call(psci::CPU_SUSPEND, [state.into(), entry, own as u64]))
+            CPUS.suspend(own, start, || power::call(psci::CPU_SUSPEND, [state.into(), entry, own as u64]))
         }
-        Power::Info { target } => cpus.info(target, || power::call(psci::AFFINITY_INFO, [target, 0, 0])),
+        Power::Info { target } => CPUS.info(target, || power::call(psci::AFFINITY_INFO, [target, 0, 0])),
         Power::SuspendFeatures => power::call(psci::FEATURES, [psci::CPU_SUSPEND.into(), 0, 0]),
     }
 }
 
 /// Called by boot.S on a CPU that has come up, under the final tables, on its own stack.
 pub(super) extern "C" fn secondary_start(cpu: usize) -> ! {
-    let (Some(hypervisor), Some(cpus), false) = (try_hypervisor(), CPUS.get(), is_panicking()) else {
-        power::park()
-    };
-    if let Some(start) = cpus.arrive(cpu) {
-        if BOOT_IDENTITY.get() == Some(&id_registers::all()) {
+    if is_panicking() {
+        power::park();
+    }
+    if let Some(start) = CPUS.arrive(cpu) {
+        if id_registers::are_those_kept() {
+            let hypervisor = hypervisor();
             host::prepare(&Features::probe(), hypervisor.host_stage2(), hypervisor.host_ipa_bits());
             host::enter(start.entry, start.context);
         }
         // What EL2 has probed on the boot CPU, and what the host's stage 2 counts on, would not hold on this one.
         log::warn!("CPU {cpu} is not of the boot CPU's kind: it stays off");
-        cpus.turn_off(cpu, || power::call(psci::CPU_OFF, [0; 3]));
+        CPUS.turn_off(cpu, || power::call(psci::CPU_OFF, [0; 3]));
     }
     power::park()
 }

@@ -116,6 +116,7 @@ impl<'a> Source<'a> {
     }
 
     /// The name at an offset of the strings block, without its end mark; empty if there is none.
+    #[inline(never)]
     pub fn string(&self, offset: u32) -> &'a [u8] {
         let rest = usize::try_from(offset).ok().and_then(|offset| self.strings.get(offset..)).unwrap_or(&[]);
         rest.split(|byte| *byte == 0).next().unwrap_or(&[])
@@ -182,6 +183,7 @@ impl<'a> Tokens<'a> {
     }
 
     /// Reads past the end of a node whose beginning has been read.
+    #[inline(never)]
     pub fn skip_node(&mut self) -> Option<()> {
         let mut depth = 1u32;
         while depth > 0 {
@@ -195,6 +197,7 @@ impl<'a> Tokens<'a> {
         Some(())
     }
 
+    #[inline(never)]
     fn word(&mut self) -> Option<u32> {
         let (word, rest) = self.rest.split_first_chunk()?;
         self.rest = rest;
@@ -202,6 +205,7 @@ impl<'a> Tokens<'a> {
     }
 
     /// Goes on behind `bytes` bytes and the padding to the next token.
+    #[inline(never)]
     fn skip(&mut self, bytes: usize) -> Option<()> {
         self.rest = self.rest.get(bytes.checked_next_multiple_of(TOKEN_SIZE)?..)?;
         Some(())
@@ -226,6 +230,7 @@ impl<'b> Sink<'b> {
     }
 
     /// Begins a node.
+    #[inline(never)]
     pub fn begin(&mut self, name: &[u8]) -> Option<()> {
         self.word(BEGIN_NODE)?;
         self.padded(name, 1)
@@ -299,17 +304,20 @@ impl<'b> Sink<'b> {
         None
     }
 
+    #[inline(never)]
     fn property_header(&mut self, name: u32, length: usize) -> Option<()> {
         self.word(PROPERTY)?;
         self.word(u32::try_from(length).ok()?)?;
         self.word(name)
     }
 
+    #[inline(never)]
     fn word(&mut self, word: u32) -> Option<()> {
         self.bytes(&word.to_be_bytes())
     }
 
     /// Adds bytes, at least `zeros` zeros, and padding to the next token.
+    #[inline(never)]
     fn padded(&mut self, bytes: &[u8], zeros: usize) -> Option<()> {
         self.bytes(bytes)?;
         let end = self.at.checked_add(zeros)?.checked_next_multiple_of(TOKEN_SIZE)?;

@@ -173,64 +173,91 @@ pub fn read(blob: &[u8]) -> Result<Facts<'_>, TreeError> {
 /// Levels of nodes that Deed looks at: the root, its children, and theirs.
 const LEVELS: usize = 3;
 
+/// A property that Deed knows: its place in [`PROPERTIES`].
+#[derive(Clone, Copy)]
+enum Property {
+    Compatible,
+    DeviceType,
+    Status,
+    Reg,
+    AddressCells,
+    SizeCells,
+    Phandle,
+    InterruptParent,
+    InterruptCells,
+    Interrupts,
+    InterruptNames,
+    Bootargs,
+    NoMap,
+}
+
+/// Names of the properties, in the order of [`Property`].
+const PROPERTIES: [&[u8]; 13] = [
+    b"compatible",
+    b"device_type",
+    b"status",
+    b"reg",
+    b"#address-cells",
+    b"#size-cells",
+    b"phandle",
+    b"interrupt-parent",
+    b"#interrupt-cells",
+    b"interrupts",
+    b"interrupt-names",
+    b"bootargs",
+    b"no-map",
+];
+
 /// What is noted of a node: the properties that Deed knows, as they are.
 #[derive(Clone, Copy, Default)]
 struct Node<'a> {
     name: &'a [u8],
-    compatible: &'a [u8],
-    device_type: &'a [u8],
-    status: Option<&'a [u8]>,
-    reg: Option<&'a [u8]>,
-    address_cells: Option<u32>,
-    size_cells: Option<u32>,
-    phandle: Option<u32>,
-    interrupt_parent: Option<u32>,
-    interrupt_cells: Option<u32>,
-    interrupts: Option<&'a [u8]>,
-    interrupt_names: Option<&'a [u8]>,
-    bootargs: Option<&'a [u8]>,
-    no_map: bool,
+    values: [Option<&'a [u8]>; PROPERTIES.len()],
 }
 
 impl<'a> Node<'a> {
     fn note(&mut self, name: &[u8], value: &'a [u8]) {
-        match name {
-            b"compatible" => self.compatible = value,
-            b"device_type" => self.device_type = value,
-            b"status" => self.status = Some(value),
-            b"reg" => self.reg = Some(value),
-            b"#address-cells" => self.address_cells = number(value),
-            b"#size-cells" => self.size_cells = number(value),
-            b"phandle" => self.phandle = number(value),
-            b"interrupt-parent" => self.interrupt_parent = number(value),
-            b"#interrupt-cells" => self.interrupt_cells = number(value),
-            b"interrupts" => self.interrupts = Some(value),
-            b"interrupt-names" => self.interrupt_names = Some(value),
-            b"bootargs" => self.bootargs = Some(value),
-            b"no-map" => self.no_map = true,
-            _ => {}
+        let known = PROPERTIES.iter().zip(&mut self.values).find(|(known, _)| **known == name);
+        if let Some((_, place)) = known {
+            *place = Some(value);
         }
     }
 
+    #[inline(never)]
+    fn property(&self, property: Property) -> Option<&'a [u8]> {
+        self.values.get(property as usize).copied().flatten()
+    }
+
+    /// A property of one cell.
+    #[inline(never)]
+    fn number(&self, property: Property) -> Option<u32> {
+        self.property(property)?.try_into().ok().map(u32::from_be_bytes)
+    }
+
     fn compatible(&self) -> impl Iterator<Item = &'a [u8]> {
-        self.compatible.split(|byte| *byte == 0)
+        self.property(Property::Compatible).unwrap_or_default().split(|byte| *byte == 0)
+    }
+
+    fn is_of_type(&self, device_type: &[u8]) -> bool {
+        self.property(Property::DeviceType) == Some(device_type)
     }
 
     fn is_memory(&self) -> bool {
-        self.device_type == b"memory\0" && matches!(self.status, None | Some(b"okay\0" | b"ok\0"))
+        self.is_of_type(b"memory\0")
+            && matches!(self.property(Property::Status), None | Some(b"okay\0" | b"ok\0"))
     }
 
-    /// Calls `each` for every run of bytes in `reg`, which is made of the cells that the parent says; a run of
-    /// size 0 is none.
+    /// Calls `each` for every run of bytes in `reg`, which is made of these [`cells`](Self::cells), mostly the
+    /// parent's; a run of size 0 is none.
     fn for_each_region(
         &self,
-        parent: &Node<'_>,
+        cells: Option<(u32, u32)>,
         of: &'static str,
-        mut each: impl FnMut(Region) -> Result<(), TreeError>,
+        each: &mut dyn FnMut(Region) -> Result<(), TreeError>,
     ) -> Result<(), TreeError> {
         let bad = TreeError::BadReg(of);
-        let (address, size) = parent.cells().ok_or(bad)?;
-        let mut rest = self.reg.ok_or(bad)?;
+        let (address, size) = cells.ok_or(bad)?;
+        let mut rest = self.property(Property::Reg).ok_or(bad)?;
         while !rest.is_empty() {
             let start = take_cells(&mut rest, address).ok_or(bad)?;
             let size = take_cells(&mut rest, size).ok_or(bad)?;
@@ -244,7 +271,10 @@ impl<'a> Node<'a> {
     /// Cells of addresses and sizes of the children, where they make numbers of at most 64 bits.
     fn cells(&self) -> Option<(u32, u32)> {
         let (address, size) = super::blob::DEFAULT_CELLS;
-        let cells = (self.address_cells.unwrap_or(address), self.size_cells.unwrap_or(size));
+        let cells = (
+            self.number(Property::AddressCells).unwrap_or(address),
+            self.number(Property::SizeCells).unwrap_or(size),
+        );
         ((1..=2).contains(&cells.0) && (1..=2).contains(&cells.1)).then_some(cells)
     }
 }
@@ -263,14 +293,17 @@ impl<'a> Reader<'a> {
     fn finish_node(&mut self, level: usize) -> Result<(), TreeError> {
         let [root, top, child] = self.nodes;
         match (level, top.name) {
-            (1, b"chosen") => self.facts.arguments = text(top.bootargs, "chosen")?.unwrap_or(""),
+            (1, b"chosen") => {
+                self.facts.arguments = text(top.property(Property::Bootargs), "chosen")?.unwrap_or("")
+            }
             (1, _) => self.finish_device(&root, &top)?,
             (2, b"chosen") => self.finish_module(&top, &child)?,
-            (2, b"cpus") if child.device_type == b"cpu\0" => self.finish_cpu(&top, &child)?,
+            (2, b"cpus") if child.is_of_type(b"cpu\0") => self.finish_cpu(&top, &child)?,
             // A node without `reg` asks the kernel to find a place: nothing is reserved yet.
-            (2, b"reserved-memory") if child.reg.is_some() => {
-                child.for_each_region(&top, "reserved-memory", |region| {
-                    let reservation = Reservation { region, no_map: child.no_map };
+            (2, b"reserved-memory") if child.property(Property::Reg).is_some() => {
+                child.for_each_region(top.cells(), "reserved-memory", &mut |region| {
+                    let no_map = child.property(Property::NoMap).is_some();
+                    let reservation = Reservation { region, no_map };
                     push(&mut self.facts.reserved, reservation, "reservations")
                 })?;
             }
@@ -281,10 +314,12 @@ impl<'a> Reader<'a> {
 
     fn finish_device(&mut self, root: &Node<'a>, node: &Node<'a>) -> Result<(), TreeError> {
         if node.is_memory() {
-            return node
-                .for_each_region(root, "memory", |region| push(&mut self.facts.ram, region, "runs of RAM"));
+            return node.for_each_region(root.cells(), "memory", &mut |region| {
+                push(&mut self.facts.ram, region, "runs of RAM")
+            });
         }
-        if let (Some(phandle), Some(cells)) = (node.phandle, node.interrupt_cells) {
+        let (phandle, cells) = (node.number(Property::Phandle), node.number(Property::InterruptCells));
+        if let (Some(phandle), Some(cells)) = (phandle, cells) {
             push(&mut self.controllers, (phandle, cells), "interrupt controllers")?;
         }
         let known = node.compatible().find_map(|name| COMPATIBLE.iter().find(|(known, _)| *known == name));
@@ -297,7 +332,7 @@ impl<'a> Reader<'a> {
             Some((_, device)) => {
                 self.facts.drops_smmu |= *device == Device::Smmu;
                 push(&mut self.facts.dropped, node.name, "devices to withhold")?;
-                node.for_each_region(root, "device to withhold", |region| {
+                node.for_each_region(root.cells(), "device to withhold", &mut |region| {
                     push(&mut self.facts.withheld, region, "ranges to withhold")
                 })
             }
@@ -306,8 +341,9 @@ impl<'a> Reader<'a> {
 
     /// The `reg` of a CPU is its affinity, of one cell or two (devicetree bindings, `arm/cpus.yaml`).
     fn finish_cpu(&mut self, cpus: &Node<'a>, node: &Node<'a>) -> Result<(), TreeError> {
-        let cells = cpus.address_cells.filter(|cells| (1..=2).contains(cells));
-        let affinity = cells.zip(node.reg).and_then(|(cells, mut reg)| take_cells(&mut reg, cells));
+        let cells = cpus.number(Property::AddressCells).filter(|cells| (1..=2).contains(cells));
+        let affinity =
+            cells.zip(node.property(Property::Reg)).and_then(|(cells, mut reg)| take_cells(&mut reg, cells));
         push(&mut self.facts.cpus, affinity.ok_or(TreeError::BadReg("CPU"))?, "CPUs")
     }
 
@@ -322,14 +358,16 @@ impl<'a> Reader<'a> {
             _ => ModuleKind::Unknown,
         };
         let region = module_region(chosen, node)?;
-        let arguments = text(node.bootargs, "boot module")?;
+        let arguments = text(node.property(Property::Bootargs), "boot module")?;
         push(&mut self.facts.modules, Module { name: node.name, region, kind, arguments }, "boot modules")
     }
 
     fn finish(mut self) -> Result<Facts<'a>, TreeError> {
         let timer = self.timer.ok_or(TreeError::BadTimer)?;
         let [root, ..] = &self.nodes;
-        let parent = timer.interrupt_parent.or(root.interrupt_parent).ok_or(TreeError::BadTimer)?;
+        let parent =
+            timer.number(Property::InterruptParent).or_else(|| root.number(Property::InterruptParent));
+        let parent = parent.ok_or(TreeError::BadTimer)?;
         let cells = self.controllers.iter().find(|(phandle, _)| *phandle == parent);
         let (_, cells) = cells.ok_or(TreeError::BadTimer)?;
         let physical = physical_interrupt(&timer, *cells).ok_or(TreeError::BadTimer)?;
@@ -344,29 +382,25 @@ fn physical_interrupt<'a>(timer: &Node<'a>, cells: u32) -> Option<&'a [u8]> {
     const PHYSICAL: usize = 1;
     const CELL: usize = 4;
     let size = usize::try_from(cells).ok()?.checked_mul(CELL).filter(|size| *size != 0)?;
-    let index = match timer.interrupt_names {
+    let index = match timer.property(Property::InterruptNames) {
         Some(names) => names.split(|byte| *byte == 0).position(|name| name == b"phys")?,
         None => PHYSICAL,
     };
-    timer.interrupts?.chunks_exact(size).nth(index)
+    timer.property(Property::Interrupts)?.chunks_exact(size).nth(index)
 }
 
 /// Where a boot module lies. QEMU's guest-loader writes two 64-bit values, whatever the cells of `/chosen`.
 fn module_region(chosen: &Node<'_>, node: &Node<'_>) -> Result<Region, TreeError> {
     const OF: &str = "boot module";
     let bad = TreeError::BadReg(OF);
-    let two_numbers = Node { address_cells: Some(2), size_cells: Some(2), ..Node::default() };
-    let is_two_numbers = node.reg.is_some_and(|reg| reg.len() == 16);
+    let is_two_numbers = node.property(Property::Reg).is_some_and(|reg| reg.len() == 16);
     let mut region = None;
-    node.for_each_region(if is_two_numbers { &two_numbers } else { chosen }, OF, |found| {
+    let cells = if is_two_numbers { Some((2, 2)) } else { chosen.cells() };
+    node.for_each_region(cells, OF, &mut |found| {
         region = Some(found);
         Ok(())
     })?;
     region.ok_or(bad)
-}
-
-fn number(value: &[u8]) -> Option<u32> {
-    value.try_into().ok().map(u32::from_be_bytes)
 }
 
 /// Takes a number of one or two cells from the front of a value.
