@@ -48,6 +48,14 @@ pub enum Power {
     SuspendFeatures,
 }
 
+/// Whether a CPU loses its registers in a state of `CPU_SUSPEND`, so that it comes up anew: StateType, whose place the
+/// flags say that `PSCI_FEATURES` returns for `CPU_SUSPEND` (DEN 0022, 5.4.2 and 5.15.2).
+pub fn loses_registers(state: u32, flags: u64) -> bool {
+    const EXTENDED_FORMAT: u64 = 1 << 1;
+    let state_type = if flags & EXTENDED_FORMAT == 0 { 16 } else { 30 };
+    state >> state_type & 1 != 0
+}
+
 /// How the machine's run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -151,6 +159,17 @@ mod tests {
         let suspend = Power::Suspend { state: 0x1_0203, start: START };
         assert_eq!(answer(psci::CPU_SUSPEND, words), Some(Answer::Power(suspend)));
         assert_eq!(answer(psci::CPU_OFF, words), Some(Answer::Power(Power::Off)));
+    }
+
+    #[test]
+    fn the_type_of_a_suspended_state_stands_where_the_format_has_it() {
+        for (state, original, extended) in
+            [(0, false, false), (1 << 16, true, false), (1 << 30, false, true), (u32::MAX, true, true)]
+        {
+            assert_eq!(loses_registers(state, 0), original, "{state:#x}");
+            // OS-initiated mode changes nothing.
+            assert_eq!(loses_registers(state, 0b11), extended, "{state:#x}");
+        }
     }
 
     #[test]

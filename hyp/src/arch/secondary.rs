@@ -7,7 +7,7 @@ use super::panic::is_panicking;
 use super::{cache, exceptions, host, id_registers, mmu, power};
 use crate::addr::Pfn;
 use crate::cpus::{AFFINITY, Cpus, Start};
-use crate::psci::Power;
+use crate::psci::{Power, loses_registers};
 use aarch64_cpu::registers::{MPIDR_EL1, Readable};
 use abi::psci;
 use core::mem::size_of_val;
@@ -44,8 +44,15 @@ pub fn host_power(power: Power) -> u64 {
     let own = exceptions::this_cpu();
     let may_begin = |start: &Start| hypervisor().host_may_begin_at(start.entry);
     let entry = (&raw const secondary_entry).addr() as u64;
+    let suspend_features = || power::call(psci::FEATURES, [psci::CPU_SUSPEND.into(), 0, 0]);
     match power {
-        Power::On { start, .. } | Power::Suspend { start, .. } if !may_begin(&start) => psci::INVALID_ADDRESS,
+        Power::On { start, .. } if !may_begin(&start) => psci::INVALID_ADDRESS,
+        // Whoever keeps its registers goes on behind its call, and need not say where else.
+        Power::Suspend { state, start }
+            if !may_begin(&start) && loses_registers(state, suspend_features()) =>
+        {
+            psci::INVALID_ADDRESS
+        }
         Power::On { target, start } => {
             CPUS.turn_on(target, start, |index| power::call(psci::CPU_ON, [target, entry, index as u64]))
         }
@@ -54,7 +61,7 @@ pub fn host_power(power: Power) -> u64 {
             CPUS.suspend(own, start, || power::call(psci::CPU_SUSPEND, [state.into(), entry, own as u64]))
         }
         Power::Info { target } => CPUS.info(target, || power::call(psci::AFFINITY_INFO, [target, 0, 0])),
-        Power::SuspendFeatures => power::call(psci::FEATURES, [psci::CPU_SUSPEND.into(), 0, 0]),
+        Power::SuspendFeatures => suspend_features(),
     }
 }
 

@@ -11,6 +11,8 @@ mod absurd;
 #[cfg(target_os = "none")]
 mod conduits;
 #[cfg(target_os = "none")]
+mod cpus;
+#[cfg(target_os = "none")]
 mod life;
 #[cfg(target_os = "none")]
 mod story;

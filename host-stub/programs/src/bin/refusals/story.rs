@@ -5,7 +5,7 @@ use host_programs::deed::Deed;
 use host_programs::steps::Steps;
 use host_programs::{Failure, failure};
 
-use crate::{absurd, conduits, life};
+use crate::{absurd, conduits, cpus, life};
 
 /// First page of RAM.
 const RAM_PFN: u64 = 0x4_0000;
@@ -19,6 +19,8 @@ pub(crate) fn main(_: &[&str], steps: &mut Steps) -> Result<(), Failure> {
 
     steps.tell("The host calls with numbers that are no calls, and by conduits that are none.");
     conduits::try_all(&deed, steps)?;
+    steps.tell("It starts CPUs that are not there, or where it has no memory.");
+    cpus::try_all(&deed, steps)?;
     steps.tell("The host makes every call with absurd pages, counts, handles and flags.");
     absurd::try_all(&deed, steps, hyp)?;
     steps.tell("The host shares pages with the hypervisor and takes them back, in the wrong order.");
