@@ -16,6 +16,8 @@ const HYPERVISOR: u64 = 0x4020_0000;
 const UART: u64 = 0x0900_0000;
 /// `CPU_SUSPEND`, original format: the CPU loses its state.
 const POWER_DOWN: u64 = 1 << 16;
+/// The same for a whole cluster, which QEMU's firmware does not do.
+const CLUSTER: u64 = 1 << 24;
 
 pub(crate) fn try_all(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
     let calls = [
@@ -29,6 +31,12 @@ pub(crate) fn try_all(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
             psci::CPU_SUSPEND,
             [POWER_DOWN, HYPERVISOR, 0],
             psci::INVALID_ADDRESS,
+        ),
+        (
+            "cpu-suspend-that-the-firmware-refuses-returns",
+            psci::CPU_SUSPEND,
+            [CLUSTER, RAM, 0],
+            psci::INVALID_PARAMETERS,
         ),
         ("the-cpu-that-runs-is-on", psci::AFFINITY_INFO, [BOOT, 0, 0], psci::AFFINITY_ON),
         ("a-cpu-that-was-never-started-is-off", psci::AFFINITY_INFO, [OTHER, 0, 0], psci::AFFINITY_OFF),
