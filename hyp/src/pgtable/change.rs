@@ -85,6 +85,9 @@ impl<R: Regime> Table<R> {
     /// Writes leaves in the place of valid ones whose address or rights they change: break, and make only then.
     fn replace<M: Machine>(&self, machine: &M, pages: Pages<R::Input>, new: &Words) {
         let make_later = new.first & VALID != 0;
+        if make_later && !R::BREAKS {
+            crate::broken("a translation was changed that others cannot do without");
+        }
         if make_later {
             Words { first: R::LOCKED, step: 0, ..*new }.write(machine);
         } else {
@@ -131,7 +134,7 @@ impl<R: Regime> Table<R> {
         Words { at: table.base(), count: ENTRIES, first: below.leaf(first), step }.write(machine);
         machine.publish();
         let block = Pages::from_raw(level.first_of(frame), level.pages());
-        if let Some(block) = block.filter(|_| R::BLOCKS && leaf & VALID != 0) {
+        if let Some(block) = block.filter(|_| R::BREAKS && leaf & VALID != 0) {
             self.break_entry(machine, at, block);
         }
         machine.write_descriptor(at, table.base().as_u64() | VALID | TABLE_OR_PAGE);
@@ -231,9 +234,10 @@ impl Words {
 
 #[cfg(test)]
 mod tests {
-    use crate::addr::{Gfn, Pages, Pfn};
+    use crate::addr::{Gfn, Pages, Pfn, Vpn};
+    use crate::pgtable::hyp_stage1::Mapped;
     use crate::pgtable::stage2::{Entry, Page, Sharing};
-    use crate::testing::{CPUS, RAM_START, World};
+    use crate::testing::{CPUS, HYP_START, RAM_START, World};
     use abi::VmFlags;
     use abi::host::HostCall;
     use abi::page::Permissions;
@@ -255,6 +259,17 @@ mod tests {
             space.table.set(machine, second, &mut space.cache, Entry::Poisoned);
             space.table.change(machine, run, &mut space.cache, Entry::Empty);
         });
+    }
+
+    #[test]
+    #[should_panic(expected = "a translation was changed that others cannot do without")]
+    fn el2s_own_translation_of_a_page_does_not_become_another() {
+        let world = World::new();
+        let page = Pages::<Vpn>::from_raw(HYP_START, 1).unwrap();
+        let (mut host, mut hyp) = (world.hyp.host.lock(), world.hyp.hyp.lock());
+        let mapped = hyp.table.entry(world.hyp.machine(), page.start()).flatten().unwrap();
+        let other = Some(Mapped { pfn: Pfn::new(HYP_START + 1).unwrap(), ..mapped });
+        hyp.table.set(world.hyp.machine(), page, &mut host.pool, other);
     }
 
     #[test]

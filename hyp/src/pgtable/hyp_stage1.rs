@@ -54,7 +54,7 @@ impl Regime for HypStage1 {
 
     const EMPTY: Option<Mapped> = None;
     // Another CPU's EL2 may be reading a table in the very block that is split.
-    const BLOCKS: bool = false;
+    const BREAKS: bool = false;
     const SOFTWARE: u64 = 0;
 
     const LOCKED: u64 = 0;

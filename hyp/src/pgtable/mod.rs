@@ -134,9 +134,9 @@ pub trait Regime {
     /// The invalid descriptor that stands while a break-before-make is under way.
     const LOCKED: u64;
 
-    /// Whether a leaf may speak for a whole block. Not where a split would break a translation that another
-    /// CPU cannot do without.
-    const BLOCKS: bool;
+    /// Whether a leaf may speak for a whole block, and a valid one may become another. Not where the break that
+    /// either takes, or the split of a block, would be of a translation that another CPU cannot do without.
+    const BREAKS: bool;
 
     /// Bits of a valid descriptor that hardware ignores and that may change in place.
     const SOFTWARE: u64;
@@ -190,7 +190,7 @@ impl<R: Regime> Run<R> {
 /// Level of the leaf that is to speak for these pages: a block's where they are just that block, else the last.
 #[inline(never)]
 fn target<R: Regime>(pages: Pages<R::Input>) -> Level {
-    if !R::BLOCKS || pages.count() < REGION_PAGES {
+    if !R::BREAKS || pages.count() < REGION_PAGES {
         return Level::THREE;
     }
     let start = pages.start().as_u64();
@@ -254,7 +254,7 @@ impl<R: Regime> Table<R> {
             let start = pages.start().as_u64();
             let block = [Level::ONE, Level::TWO].into_iter().find(|level| {
                 let size = level.pages();
-                R::BLOCKS && pages.count() >= size && level.first_of(start) == start
+                R::BREAKS && pages.count() >= size && level.first_of(start) == start
             });
             let count = match block {
                 Some(level) => level.pages(),

@@ -237,7 +237,7 @@ impl Regime for Stage2 {
     type Entry = Entry;
 
     const EMPTY: Entry = Entry::Empty;
-    const BLOCKS: bool = true;
+    const BREAKS: bool = true;
     const SOFTWARE: u64 = SHARING | LENT;
     const LOCKED: u64 = KIND_LOCKED;
 
