@@ -216,6 +216,7 @@ fn a_page_that_a_vm_does_not_get_back_in_time_is_found() {
         let root = ram(0x1000, 2);
         let donation = donate::host_to_hyp(machine, &world.hyp.memory, host, hyp, root, donate::Draw::Keep)?;
         donation.commit(machine, host, hyp);
+        hyp.table.set(machine, ram(0x1000, 1).identity_va(), &mut host.pool, None);
         set_hyp(machine, host, hyp, 0x1000, Rights::ReadOnly);
         Ok(2)
     });
