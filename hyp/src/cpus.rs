@@ -5,7 +5,8 @@
 //!
 //! Invariant: a CPU begins in the host only where the host asked for it, and once for each time that it asked.
 //!
-//! Firmware is called with the lock open, since the CPU that it starts takes the lock.
+//! One lock guards all of it, [`Lock::Cpus`], the last in the order. Firmware is called with it open, since the CPU that
+//! firmware starts takes it.
 
 #![forbid(unsafe_code)]
 

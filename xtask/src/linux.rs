@@ -114,8 +114,10 @@ fn download(cache: &Path) -> Result<()> {
     }
     let unpacked = work.join("unpacked");
     let release = kernel.strip_prefix("linux-image-").unwrap_or(kernel);
-    fs::copy(unpacked.join("usr/bin/busybox"), cache.join("busybox")).context("no busybox in its package")?;
-    fs::copy(unpacked.join(format!("boot/vmlinuz-{release}")), cache.join("kernel"))
+    // Moved and not copied: a file in the cache is whole.
+    fs::rename(unpacked.join("usr/bin/busybox"), cache.join("busybox"))
+        .context("no busybox in its package")?;
+    fs::rename(unpacked.join(format!("boot/vmlinuz-{release}")), cache.join("kernel"))
         .context("no kernel in its package")?;
     fs::remove_dir_all(&work)?;
     Ok(())

@@ -1,9 +1,24 @@
 /*
- * From the boot loader to Rust, on the boot CPU: EL2, MMU off, x0 = device tree.
+ * From the boot loader to Rust, on the boot CPU: EL2, MMU off, x0 = device tree. From the firmware to Rust on the others:
+ * `secondary_entry`.
  *
  * Constants come from boot.rs. Until the MMU and the caches are on there are no exclusives, no unaligned
  * accesses, and no code that needs a relocation that has not been applied.
  */
+
+/*
+ * Makes of the CPU's state what the code below counts on: MMU and caches off, E2H clear. E2H first: it changes what other
+ * registers mean (Arm ARM, HCR_EL2). The host is AArch64. Changes x1.
+ */
+    .macro  known_regime
+    mov     x1, #HCR_RW
+    msr     hcr_el2, x1
+    isb
+    movz    x1, #SCTLR_OFF & 0xffff
+    movk    x1, #SCTLR_OFF >> 16, lsl #16
+    msr     sctlr_el2, x1
+    isb
+    .endm
 
     .pushsection .head, "ax", %progbits
 
@@ -32,14 +47,7 @@ primary_entry:
     tst     x20, #IMAGE_ALIGNMENT - 1
     b.ne    park                            // ADRP below counts on it, as does the header's promise.
 
-    // E2H first: it changes what other registers mean (Arm ARM, HCR_EL2). The host is AArch64.
-    mov     x1, #HCR_RW
-    msr     hcr_el2, x1
-    isb
-    movz    x1, #SCTLR_OFF & 0xffff
-    movk    x1, #SCTLR_OFF >> 16, lsl #16
-    msr     sctlr_el2, x1
-    isb
+    known_regime
 
     // What is written below with the MMU off goes past the caches: no dirty line may follow it to memory.
     adrp    x0, __rodata_start
@@ -121,13 +129,7 @@ secondary_entry:
     cmp     x1, #CURRENT_EL_2
     b.ne    park
     msr     daifset, #0xf
-    mov     x1, #HCR_RW
-    msr     hcr_el2, x1
-    isb
-    movz    x1, #SCTLR_OFF & 0xffff
-    movk    x1, #SCTLR_OFF >> 16, lsl #16
-    msr     sctlr_el2, x1
-    isb
+    known_regime
 
     msr     tpidr_el2, x0
     msr     spsel, #1

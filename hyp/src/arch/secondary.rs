@@ -1,5 +1,8 @@
 //! CPUs that come up after the boot CPU: from the firmware, at EL2 with the MMU off (boot.S, `secondary_entry`), to where
 //! the host wants them. The firmware learns no address of the host's, and no CPU enters the host before its stage 2 is on.
+//!
+//! Owns the machine's [`Cpus`], which have a lock of their own, and the words by which a CPU finds EL2's tables, which the
+//! boot CPU writes before the host runs.
 
 use super::boot::hypervisor;
 use super::features::Features;

@@ -1,5 +1,7 @@
 //! The bytes of a flattened device tree: tokens out of one, tokens into another (Devicetree Specification,
 //! chapter 5).
+//!
+//! Boot runs once, so its code is to be small rather than fast: what is called from several places is not inlined.
 
 const MAGIC: u32 = 0xd00d_feed;
 const VERSION: u32 = 17;

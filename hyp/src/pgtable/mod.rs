@@ -134,8 +134,8 @@ pub trait Regime {
     /// The invalid descriptor that stands while a break-before-make is under way.
     const LOCKED: u64;
 
-    /// Whether a leaf may speak for a whole block, and a valid one may become another. Not where the break that
-    /// either takes, or the split of a block, would be of a translation that another CPU cannot do without.
+    /// Whether a valid leaf may be broken to be made anew: so that it says something else, or so that a block is split.
+    /// Not where another CPU cannot do without the translation meanwhile; there no leaf speaks for a block.
     const BREAKS: bool;
 
     /// Bits of a valid descriptor that hardware ignores and that may change in place.
