@@ -135,6 +135,12 @@ pub mod player {
     /// Turn the second vCPU on, which then asks for commands too: reports the result of CPU_ON.
     pub const START: u64 = 4;
 
+    /// Load 8 bytes at an address again and again, and after each load store the number of loads at a second address:
+    /// reports 1 and the syndrome of the exception that ends it.
+    pub const SPIN_LOAD: u64 = 5;
+    /// The same with stores, each of the number of stores before it.
+    pub const SPIN_STORE: u64 = 6;
+
     /// An instruction that returns.
     pub const RET: u32 = 0xd65f_03c0;
     /// Pages of guest RAM, from its start, that the guest's image takes.

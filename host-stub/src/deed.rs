@@ -3,9 +3,12 @@
 //! Every argument is an array of 64-bit words that is read and written back. What a program does here can
 //! break the host's own books; it cannot break what Deed promises, and that is what it is for.
 
+use alloc::vec::Vec;
+
 use abi::host::{CALL_WORDS, RESULT_WORDS};
 use abi::{HostCall, HostState};
 
+use crate::cpus;
 use crate::errno::Errno;
 use crate::fs::File;
 use crate::host::{Host, Misbehaviour};
@@ -13,6 +16,8 @@ use crate::machine::{Hidden, OddCall};
 use crate::mm::{Holder, PAGE, Pfn, is_aligned};
 use crate::play;
 use crate::process::Process;
+use crate::secondary::{self, How};
+use crate::series::{RECORD_BYTES, Record, Step};
 
 /// Requests: `_IOWR('D', n, u64[words])`. The programs have their own copy
 /// (`host-stub/programs/src/uapi.rs`): these are the two sides of an interface.
@@ -41,7 +46,7 @@ pub mod request {
     pub const SMC: u32 = request(8, 4);
     /// In 1 (`HVC #1`) or 2 (`SMC #1`), x0 to x6; out x0.
     pub const HVC_IMM: u32 = request(9, 8);
-    /// In address of an array of [`super::Record`]s, their number: done one after the other, each written back.
+    /// In address of an array of [`crate::series::Record`]s, their number: done one after the other, each written back.
     pub const SERIES: u32 = request(10, 2);
     /// In address of a list, entries, rounds: see [`crate::play`].
     pub const PLAY: u32 = request(11, 3);
@@ -49,16 +54,23 @@ pub mod request {
     pub const COUNTER_AT_ENTRY: u32 = request(12, 1);
     /// In which of [`crate::machine::Hidden`]; out value, 0 or 1 for UNDEFINED, ESR.
     pub const HIDDEN: u32 = request(13, 4);
+    /// Out the number of CPUs. CPU 0 is the one that runs programs; the requests below are about the others.
+    pub const CPUS: u32 = request(14, 1);
+    /// In CPU: turned on. Returns when it waits for work.
+    pub const CPU_ON: u32 = request(15, 1);
+    /// In CPU: turned off. Returns when it is.
+    pub const CPU_OFF: u32 = request(16, 1);
+    /// In CPU, address of an array of [`crate::series::Record`]s, their number, rounds (0: until it is told to end),
+    /// whether an abort does not end it: the CPU begins to play them. If word 8 of a call names one of x1 to x6, word 9
+    /// is added to that after each round.
+    pub const CPU_PLAY: u32 = request(17, 5);
+    /// In CPU; out [`crate::secondary::State`], rounds played, aborts taken.
+    pub const CPU_PROGRESS: u32 = request(18, 4);
+    /// In CPU, address of an array, records there, 0 or 1: let it play all its rounds; out rounds played, aborts
+    /// taken. The CPU ends its round, and what came of each record last is in the array.
+    pub const CPU_END: u32 = request(19, 6);
 }
 
-/// One of a series: in what to do (0 call, 1 load, 2 store, 3 copy a page), its arguments; out its results.
-///
-/// A call takes x0 to x6 and gives x0 to x9; a load takes an address, a store an address and a value, and both give
-/// value, 0 or 1 for an abort, ESR, FAR; a copy takes the frame numbers of source and target, and gives 0 or 1 for
-/// an abort.
-pub type Record = [u64; RECORD_WORDS];
-const RECORD_WORDS: usize = 10;
-const RECORD_BYTES: usize = RECORD_WORDS * 8;
 /// Records that one request can have.
 const MAX_RECORDS: u64 = 256;
 
@@ -137,8 +149,45 @@ pub fn ioctl(host: &mut Host, process: &mut Process, number: u32, argument: u64)
                 Ok(())
             })
         }
+        request::CPUS => with(host, process, argument, |host, _, [count]: &mut [u64; 1]| {
+            *count = (host.machine.secondaries().len() as u64).saturating_add(1);
+            Ok(())
+        }),
+        request::CPU_ON => {
+            with(host, process, argument, |host, _, [cpu]: &mut [u64; 1]| cpus::turn_on(host.machine, *cpu))
+        }
+        request::CPU_OFF => {
+            with(host, process, argument, |host, _, [cpu]: &mut [u64; 1]| cpus::turn_off(host.machine, *cpu))
+        }
+        request::CPU_PLAY => with(host, process, argument, cpu_play),
+        request::CPU_PROGRESS => with(host, process, argument, |host, _, words: &mut [u64; 4]| {
+            let [cpu, out @ ..] = words;
+            host.machine.relax();
+            let progress = cpus::secondary(host.machine, *cpu)?.progress();
+            *out = [progress.state as u64, progress.rounds, progress.aborts];
+            Ok(())
+        }),
+        request::CPU_END => with(host, process, argument, cpu_end),
         _ => Err(Errno::ENOTTY),
     }
+}
+
+fn cpu_play(host: &mut Host, process: &mut Process, words: &mut [u64; 5]) -> Result<(), Errno> {
+    let [cpu, address, count, rounds, past_aborts] = *words;
+    let records = read_records(host, process, address, count, secondary::MAX_RECORDS as u64)?;
+    let secondary = cpus::secondary(host.machine, cpu)?;
+    secondary.play(&records, How { rounds, past_aborts: past_aborts != 0 })?;
+    host.machine.wake();
+    Ok(())
+}
+
+fn cpu_end(host: &mut Host, process: &mut Process, words: &mut [u64; 6]) -> Result<(), Errno> {
+    let [cpu, address, count, all, rounds, aborts] = words;
+    let progress = cpus::end(host.machine, *cpu, *all != 0)?;
+    (*rounds, *aborts) = (progress.rounds, progress.aborts);
+    let results: Vec<Record> =
+        cpus::secondary(host.machine, *cpu)?.results()?.take(*count as usize).collect();
+    write_records(host, process, *address, results)
 }
 
 /// Reads the array, serves the request, writes the array back.
@@ -164,72 +213,58 @@ fn with<'m, const N: usize>(
 
 /// The kernel's own load or store, through the linear map.
 fn touch(host: &mut Host, _: &mut Process, words: &mut [u64; 6]) -> Result<(), Errno> {
-    let [address, write, value, failed, esr, far] = words;
-    [*value, *failed, *esr, *far] = access(host, *address, *write != 0, *value)?;
+    let [address, write, stored, results @ ..] = words;
+    let kind = if *write == 0 { 1 } else { 2 };
+    let [value, failed, esr, far, ..] = perform(host, &[kind, *address, *stored, 0, 0, 0, 0, 0, 0, 0])?;
+    (*stored, *results) = (value, [failed, esr, far]);
     Ok(())
 }
 
-/// Returns the value, 0 or 1 for an abort, ESR, FAR.
-fn access(host: &mut Host, address: u64, write: bool, value: u64) -> Result<[u64; 4], Errno> {
-    if !address.is_multiple_of(8) {
+/// Does what a record says and counts its abort.
+fn perform(host: &mut Host, record: &Record) -> Result<Record, Errno> {
+    let step = Step::from_record(record).ok_or(Errno::EINVAL)?;
+    let (results, abort) = step.perform(host.machine);
+    if let Some(abort) = abort {
+        host.note_abort(abort);
+    }
+    Ok(results)
+}
+
+/// Reads an array of records. EINVAL if there are more than `most`.
+fn read_records(
+    host: &mut Host,
+    process: &mut Process,
+    address: u64,
+    count: u64,
+    most: u64,
+) -> Result<Vec<Record>, Errno> {
+    if count > most {
         return Err(Errno::EINVAL);
     }
-    let outcome =
-        if write { host.machine.store(address, value).map(|()| value) } else { host.machine.load(address) };
-    Ok(match outcome {
-        Ok(loaded) => [loaded, 0, 0, 0],
-        Err(abort) => {
-            host.note_abort(abort);
-            [value, 1, abort.esr, abort.far]
-        }
-    })
+    let mut bytes = alloc::vec![0; (count as usize).saturating_mul(RECORD_BYTES)];
+    process.space.read(host, address, &mut bytes)?;
+    let words: Vec<u64> = bytes.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();
+    Ok(words.as_chunks().0.to_vec())
+}
+
+fn write_records(
+    host: &mut Host,
+    process: &mut Process,
+    address: u64,
+    records: impl IntoIterator<Item = Record>,
+) -> Result<(), Errno> {
+    let bytes: Vec<u8> = records.into_iter().flatten().flat_map(u64::to_le_bytes).collect();
+    process.space.write(host, address, &bytes)
 }
 
 /// Does all records of an array, with one copy in and one out: what a program does thousands of times a second.
 fn series(host: &mut Host, process: &mut Process, words: &mut [u64; 2]) -> Result<(), Errno> {
     let [address, count] = *words;
-    if count > MAX_RECORDS {
-        return Err(Errno::EINVAL);
+    let mut records = read_records(host, process, address, count, MAX_RECORDS)?;
+    for record in &mut records {
+        *record = perform(host, record)?;
     }
-    let mut bytes = alloc::vec![0; (count as usize).saturating_mul(RECORD_BYTES)];
-    process.space.read(host, address, &mut bytes)?;
-    for record in bytes.chunks_exact_mut(RECORD_BYTES) {
-        let mut words: Record = [0; RECORD_WORDS];
-        for (word, bytes) in words.iter_mut().zip(record.chunks_exact(8)) {
-            *word = u64::from_le_bytes(bytes.try_into().map_err(|_| Errno::EINVAL)?);
-        }
-        serve_record(host, &mut words)?;
-        for (word, bytes) in words.iter().zip(record.chunks_exact_mut(8)) {
-            bytes.copy_from_slice(&word.to_le_bytes());
-        }
-    }
-    process.space.write(host, address, &bytes)
-}
-
-fn serve_record(host: &mut Host, words: &mut Record) -> Result<(), Errno> {
-    let [kind, call @ .., _, _] = words;
-    let [a, b, ..] = *call;
-    match *kind {
-        0 => *words = host.machine.call_words(call),
-        1 | 2 => {
-            let [value, failed, esr, far] = access(host, a, *kind == 2, b)?;
-            *words = [value, failed, esr, far, 0, 0, 0, 0, 0, 0];
-        }
-        3 => {
-            let copied = copy(host, Pfn(a), Pfn(b));
-            *words = [u64::from(!copied), 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        }
-        _ => return Err(Errno::EINVAL),
-    }
-    Ok(())
-}
-
-/// Copies a page; `false` if an access took an abort.
-fn copy(host: &mut Host, from: Pfn, to: Pfn) -> bool {
-    let mut page = [0; PAGE as usize];
-    let copied =
-        host.machine.read(from.address(), &mut page).and_then(|()| host.machine.write(to.address(), &page));
-    copied.map_err(|abort| host.note_abort(abort)).is_ok()
+    write_records(host, process, address, records)
 }
 
 fn gmem_pfn(_: &mut Host, process: &mut Process, words: &mut [u64; 3]) -> Result<(), Errno> {
@@ -282,5 +317,11 @@ mod tests {
         assert_eq!(request::PLAY, 0xc018_440b);
         assert_eq!(request::COUNTER_AT_ENTRY, 0xc008_440c);
         assert_eq!(request::HIDDEN, 0xc020_440d);
+        assert_eq!(request::CPUS, 0xc008_440e);
+        assert_eq!(request::CPU_ON, 0xc008_440f);
+        assert_eq!(request::CPU_OFF, 0xc008_4410);
+        assert_eq!(request::CPU_PLAY, 0xc028_4411);
+        assert_eq!(request::CPU_PROGRESS, 0xc020_4412);
+        assert_eq!(request::CPU_END, 0xc030_4413);
     }
 }

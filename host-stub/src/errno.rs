@@ -27,6 +27,7 @@ pub enum Errno {
     ENAMETOOLONG = 36,
     ENOSYS = 38,
     EOPNOTSUPP = 95,
+    ETIMEDOUT = 110,
     EHWPOISON = 133,
 }
 

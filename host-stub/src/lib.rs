@@ -14,6 +14,8 @@
 //! | [`syscall`] | system calls by Linux's numbers | every pointer of a program goes through [`mm::AddressSpace`] |
 //! | [`deed`] | `/dev/deed`: lets a program play a hostile host | |
 //! | [`play`] | lists of calls that are played and counted | only the call itself is in what is counted |
+//! | [`series`] | calls and accesses that a program lists and the kernel makes | |
+//! | [`secondary`], [`cpus`] | the other CPUs, each of which plays a series | what two CPUs share is atomic, and its state says whose turn it is |
 //! | [`platform`] | what the device tree says | |
 //! | `arch` | registers, assembly and all unsafe code (bare metal only) | |
 
@@ -23,6 +25,7 @@
 
 extern crate alloc;
 
+pub mod cpus;
 pub mod deed;
 pub mod errno;
 pub mod fs;
@@ -35,6 +38,8 @@ pub mod mm;
 pub mod platform;
 pub mod play;
 pub mod process;
+pub mod secondary;
+pub mod series;
 pub mod syscall;
 
 #[cfg(target_os = "none")]

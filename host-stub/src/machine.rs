@@ -6,6 +6,7 @@ use abi::host::{CALL_WORDS, HostResult, RESULT_WORDS};
 
 use crate::mm::Pfn;
 use crate::process::context::{FpState, UserContext};
+use crate::secondary::Secondary;
 
 /// An access of the kernel that EL2 (or the MMU) refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,6 +165,16 @@ pub trait Machine: Hypervisor + Memory {
     fn odd_call(&self, which: OddCall, words: &[u64; CALL_WORDS]) -> u64;
     /// Reads a register of a hidden feature.
     fn hidden(&self, which: Hidden) -> Result<u64, Undefined>;
+    /// The CPUs but the boot CPU, in the device tree's order.
+    fn secondaries(&self) -> &[Secondary];
+    /// Asks the firmware to turn one of them on, by its place in that list; returns PSCI's answer.
+    fn turn_on(&self, index: usize) -> u64;
+    /// Whether the firmware knows it as off.
+    fn is_off(&self, index: usize) -> bool;
+    /// Wakes the CPUs that wait for work.
+    fn wake(&self);
+    /// A moment's pause in a loop that waits for another CPU.
+    fn relax(&self);
     /// Does one thing, without interruption; returns the ticks of the virtual counter and x0 to x9.
     fn timed(&self, what: Timed, words: &[u64; CALL_WORDS]) -> (u64, [u64; RESULT_WORDS]);
     /// What the virtual counter read at the kernel's first instruction.

@@ -11,6 +11,7 @@ use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property};
 
 use crate::mm::{PAGE, page_down, page_up};
+use crate::secondary::MAX_CPUS;
 
 const MAX_RANGES: usize = 32;
 
@@ -63,6 +64,8 @@ pub struct Platform<'a> {
     pub uart: Option<u64>,
     /// GICv3.
     pub gic: Option<Gic>,
+    /// Affinities of the CPUs.
+    pub cpus: ArrayVec<u64, MAX_CPUS>,
 }
 
 impl<'a> Platform<'a> {
@@ -78,6 +81,7 @@ impl<'a> Platform<'a> {
             psci: None,
             uart: None,
             gic: None,
+            cpus: ArrayVec::new(),
         };
         for node in root.children() {
             if text(&node, "device_type") == Some("memory") {
@@ -106,6 +110,11 @@ impl<'a> Platform<'a> {
                 platform.initrd = Some(start..end);
                 push(&mut platform.reserved, outer(start, end.saturating_sub(start)))?;
             }
+        }
+        if let Some(cpus) = fdt.find_node("/cpus") {
+            let named = cpus.children().filter(|node| text(node, "device_type") == Some("cpu"));
+            // CPUs beyond those that the kernel has room for stay off.
+            platform.cpus.extend(named.filter_map(|node| number(&node, "reg")).take(MAX_CPUS));
         }
         platform.find_devices(root, 0);
         Ok(platform)
@@ -222,6 +231,7 @@ mod tests {
             psci: None,
             uart: None,
             gic: None,
+            cpus: ArrayVec::new(),
         }
     }
 

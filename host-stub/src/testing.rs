@@ -24,6 +24,7 @@ use crate::machine::{Abort, Hidden, Hypervisor, Machine, Memory, OddCall, Timed,
 use crate::mm::space::{Access, MMAP_BASE};
 use crate::mm::{AddressSpace, Backing, Frames, Holder, PAGE, Pfn, Prot};
 use crate::process::context::{FpState, UserContext};
+use crate::secondary::Secondary;
 
 /// What EL2 and the TLB saw, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +63,7 @@ struct State {
     lack_at_ack: u64,
     refuse_reclaim: bool,
     refuse_gifts: bool,
+    refuse_cpus: bool,
     console: Vec<u8>,
     now: u64,
 }
@@ -69,6 +71,7 @@ struct State {
 /// The machine.
 pub(crate) struct FakeMachine {
     pages: u64,
+    secondaries: [Secondary; 1],
     state: RefCell<State>,
 }
 
@@ -78,7 +81,11 @@ impl FakeMachine {
 
     pub(crate) fn new(pages: u64) -> Self {
         let memory = alloc::vec![0x5a; (pages * PAGE) as usize];
-        Self { pages, state: RefCell::new(State { memory, ..State::default() }) }
+        Self {
+            pages,
+            secondaries: [Secondary::new()],
+            state: RefCell::new(State { memory, ..State::default() }),
+        }
     }
 
     pub(crate) fn frames(&self) -> Frames {
@@ -129,6 +136,10 @@ impl FakeMachine {
     /// Refuses to give or lend pages to guests, or no more.
     pub(crate) fn refuse_gifts(&self, refuse: bool) {
         self.state.borrow_mut().refuse_gifts = refuse;
+    }
+
+    pub(crate) fn refuse_cpus(&self) {
+        self.state.borrow_mut().refuse_cpus = true;
     }
 
     /// What the next runs of a vCPU end with.
@@ -344,6 +355,24 @@ impl Machine for FakeMachine {
 
     fn hidden(&self, _: Hidden) -> Result<u64, Undefined> {
         Err(Undefined { esr: 1 << 25 })
+    }
+
+    fn secondaries(&self) -> &[Secondary] {
+        &self.secondaries
+    }
+
+    fn turn_on(&self, _: usize) -> u64 {
+        if self.state.borrow().refuse_cpus { abi::psci::INVALID_PARAMETERS } else { abi::psci::SUCCESS }
+    }
+
+    fn is_off(&self, _: usize) -> bool {
+        true
+    }
+
+    fn wake(&self) {}
+
+    fn relax(&self) {
+        self.state.borrow_mut().now += 1_000_000_000;
     }
 
     fn timed(&self, what: Timed, words: &[u64; CALL_WORDS]) -> (u64, [u64; RESULT_WORDS]) {

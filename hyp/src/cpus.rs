@@ -146,6 +146,12 @@ impl Cpus {
         })?
     }
 
+    /// Whether no CPU but one has been turned on.
+    #[cfg(any(test, feature = "oracle"))]
+    pub fn one_is_on(&self) -> bool {
+        self.cpus.lock().iter().filter(|cpu| cpu.state != State::Off).count() == 1
+    }
+
     #[inline(never)]
     fn set(&self, cpu: usize, state: State) {
         self.change(cpu, |cpu| cpu.state = state);
@@ -183,6 +189,7 @@ mod tests {
     fn the_boot_cpu_is_the_first_and_the_only_one_that_is_on() {
         let cpus = cpus();
         assert_eq!([1, 0, 0x100].map(|target| info(&cpus, target)), [0, 1, 1]);
+        assert!(cpus.one_is_on());
         let seen = Cell::new([0; 2]);
         for (place, target) in [0, 0x100].into_iter().enumerate() {
             let mut indices = seen.get();
@@ -196,6 +203,7 @@ mod tests {
             seen.set(indices);
         }
         assert_eq!(seen.get(), [1, 2]);
+        assert!(!cpus.one_is_on());
     }
 
     #[test]

@@ -113,6 +113,12 @@ pub trait Machine {
     #[cfg(feature = "oracle")]
     fn is_zeros(&self, page: Pfn) -> bool;
 
+    /// Whether the host runs on this CPU alone: then nobody has written to a page that it has just got back.
+    #[cfg(feature = "oracle")]
+    fn is_alone(&self) -> bool {
+        true
+    }
+
     /// Nanoseconds of the system counter, to tell what the oracle costs. A simulated machine has no time.
     #[cfg(feature = "oracle")]
     fn now(&self) -> u64 {

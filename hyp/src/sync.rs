@@ -91,9 +91,12 @@ impl<T> Mutex<T> {
     }
 }
 
-/// Tells the CPU, or shuttle, that this one waits for another.
+/// Tells the CPU, or shuttle, that this one waits for another. `core`'s hint for that is ISB on Arm; YIELD is the
+/// architecture's (Arm ARM C6.2, YIELD), by which an emulator lets the other go on.
 pub fn relax() {
-    #[cfg(not(deed_shuttle))]
+    #[cfg(all(target_arch = "aarch64", target_os = "none"))]
+    crate::arch::instructions::yield_to_others();
+    #[cfg(not(any(deed_shuttle, all(target_arch = "aarch64", target_os = "none"))))]
     core::hint::spin_loop();
     #[cfg(deed_shuttle)]
     shuttle::hint::spin_loop();
@@ -110,7 +113,12 @@ fn take<T>(lock: &source::Mutex<T>) -> source::MutexGuard<'_, T> {
 #[cold]
 #[inline(never)]
 fn wait_for<T>(lock: &source::Mutex<T>) -> source::MutexGuard<'_, T> {
-    lock.lock()
+    loop {
+        relax();
+        if let Some(guard) = lock.try_lock() {
+            return guard;
+        }
+    }
 }
 
 /// The thread that failed has said why; the others' last words are of interest too.

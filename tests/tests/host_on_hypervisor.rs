@@ -17,6 +17,7 @@ use host_stub::machine::{Abort, Hidden, Hypervisor, Machine, Memory, OddCall, Ti
 use host_stub::mm::space::Access;
 use host_stub::mm::{Frames, Holder, PAGE, Pfn};
 use host_stub::process::context::{FpState, UserContext};
+use host_stub::secondary::Secondary;
 use hyp::testing::{RAM_PAGES, RAM_START, World};
 use hyp::vm::context::{Context, Trap};
 use std::ops::Range;
@@ -94,6 +95,23 @@ impl Machine for Hardware {
     fn hidden(&self, _which: Hidden) -> Result<u64, Undefined> {
         unreachable!("no register is read here");
     }
+    /// The simulated machine has one CPU.
+    fn secondaries(&self) -> &[Secondary] {
+        &[]
+    }
+
+    fn turn_on(&self, _: usize) -> u64 {
+        abi::psci::INVALID_PARAMETERS
+    }
+
+    fn is_off(&self, _: usize) -> bool {
+        true
+    }
+
+    fn wake(&self) {}
+
+    fn relax(&self) {}
+
     fn timed(&self, _what: Timed, _words: &[u64; CALL_WORDS]) -> (u64, [u64; RESULT_WORDS]) {
         unreachable!("nothing is timed here");
     }

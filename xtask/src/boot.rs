@@ -142,7 +142,7 @@ pub(crate) fn scenario(
         checks.push(aftermath.walk());
     }
     if options.oracle && scenario.stop.is_none() {
-        checks.push(oracle::check(&console));
+        checks.push(oracle::check(&console, !scenario.parallel));
     }
     drop(start);
     let mut duration = began.elapsed();
@@ -211,7 +211,7 @@ impl<'a> Start<'a> {
             true => format!("{cpu},cntfrq=1000000000"),
             false => cpu.to_owned(),
         };
-        if counts || self.scenario.counted {
+        if (counts && !self.scenario.parallel) || self.scenario.counted {
             // One nanosecond of virtual time an instruction, so that time tells instructions.
             command.args(["-icount", "shift=0,sleep=off,align=off"]);
         }

@@ -9,13 +9,14 @@ use anyhow::{Result, bail, ensure};
 /// The feature of the hypervisor that has the oracle.
 pub(crate) const FEATURE: &str = "oracle";
 
-/// Checks that the oracle was there and did something, and says what it cost. The run counts a nanosecond of the
-/// system counter for each instruction.
-pub(crate) fn check(console: &Console) -> Check {
+/// Checks that the oracle was there and did something, and, if the run has `counted` a nanosecond of the system counter
+/// for each instruction, says what it cost.
+pub(crate) fn check(console: &Console, counted: bool) -> Check {
     let words = console.facts("verdict ").unwrap_or_default();
     let number = |name: &str| words.get(name).and_then(|word| word.parse::<u64>().ok());
     let figures = [number("checked"), number("core_ns"), number("oracle_ns")];
     let (observed, pass) = match figures {
+        [Some(checked @ 1..), ..] if !counted => (format!("{checked} transitions checked"), true),
         [Some(checked @ 1..), Some(core @ 1..), Some(oracle)] => (cost(checked, core, oracle), true),
         [Some(_), ..] => ("none were checked".to_owned(), false),
         _ => ("nothing of an oracle in the verdict".to_owned(), false),
@@ -70,14 +71,14 @@ mod tests {
     use super::*;
 
     fn judge(verdict: &str) -> Check {
-        check(&Console::parse(&format!("[deed] verdict nonce=1 reason=off{verdict}\n")))
+        check(&Console::parse(&format!("[deed] verdict nonce=1 reason=off{verdict}\n")), true)
     }
 
     #[test]
     fn an_image_without_an_oracle_or_one_that_checked_nothing_fails() {
         assert!(!judge("").pass);
         assert!(!judge(" checked=0 core_ns=0 oracle_ns=0").pass);
-        assert!(!check(&Console::parse("")).pass);
+        assert!(!check(&Console::parse(""), true).pass);
     }
 
     #[test]
@@ -91,6 +92,14 @@ mod tests {
         {
             assert!(!is_of_oracle(symbol), "{symbol}");
         }
+    }
+
+    #[test]
+    fn a_run_on_cpus_at_once_has_no_cost_to_tell() {
+        let console = Console::parse("[deed] verdict nonce=1 reason=off checked=3 core_ns=0 oracle_ns=0\n");
+        let check = check(&console, false);
+        assert!(check.pass);
+        assert_eq!(check.observed, "3 transitions checked");
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub(crate) struct Scenario {
     /// The counter advances by one for each instruction.
     #[serde(default)]
     pub(crate) counted: bool,
+    /// What it shows needs CPUs that run at the same time: no instruction is counted, not even with the oracle.
+    #[serde(default)]
+    pub(crate) parallel: bool,
     #[serde(default)]
     steps: Vec<String>,
     #[serde(default)]
@@ -210,6 +213,10 @@ impl Scenario {
         let scenario = Self { name: name.to_owned(), ..toml::from_str(text)? };
         ensure!(!scenario.description.trim().is_empty(), "the description is empty");
         ensure!(scenario.timeout > 0, "the timeout is 0");
+        ensure!(
+            !(scenario.counted && scenario.parallel),
+            "where instructions are counted, one CPU runs at a time"
+        );
         if scenario.control.is_some() && scenario.search.is_none() {
             bail!("[control] without [search] shows nothing");
         }
@@ -291,6 +298,7 @@ mod tests {
             "steps = [\"a\", \"a\"]",
             "steps = [\"a\"]\ntest_steps = [\"a\"]",
             "timeout = 0",
+            "counted = true\nparallel = true",
             "[control]\nfeatures = []",
             "steps = []",
             "steps = [\"a\"]\n[stop]\nmessage = \"m\"",

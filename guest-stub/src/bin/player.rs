@@ -32,12 +32,25 @@ mod image {
         }
     }
 
+    /// Makes an access for ever, and stores at `progress` how often it was made.
+    fn spin(progress: u64, access: impl Fn(u64)) -> [u64; 4] {
+        for count in 0.. {
+            if let Err(fault) = attempt(|| access(count)) {
+                return told(Err(fault));
+            }
+            store64(progress, count + 1);
+        }
+        [0; 4]
+    }
+
     fn perform([operation, a, b, c]: [u64; 4]) -> [u64; 4] {
         match operation {
             player::LOAD => told(attempt(|| load64(a))),
             player::STORE => told(attempt(|| store64(a, b)).map(|()| 0)),
             player::FETCH => told(attempt(|| call_page(a)).map(|()| 0)),
             player::START => hvc([u64::from(psci::CPU_ON), 1, secondary_entry(serve), 0, 0, 0, 0]),
+            player::SPIN_LOAD => spin(b, |_| _ = load64(a)),
+            player::SPIN_STORE => spin(b, |count| store64(a, count)),
             function => hvc([function, a, b, c, 0, 0, 0]),
         }
     }

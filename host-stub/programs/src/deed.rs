@@ -9,6 +9,7 @@ use abi::{Error, HostCall, HostState};
 
 use crate::census::Census;
 use crate::events::Event;
+use crate::series::Series;
 use crate::sys::File;
 use crate::uapi::deed;
 use crate::{Failure, failure};
@@ -102,81 +103,7 @@ impl core::fmt::Display for Answer {
     }
 }
 
-/// Calls, loads and stores of the kernel that are made one after the other with one system call, at most
-/// [`Series::MAX`] of them.
-#[derive(Clone, Debug)]
-pub struct Series {
-    records: [[u64; 10]; Series::MAX],
-    count: usize,
-}
-
-impl Default for Series {
-    fn default() -> Self {
-        Self { records: [[0; 10]; Self::MAX], count: 0 }
-    }
-}
-
-impl Series {
-    /// Records that one series can have.
-    pub const MAX: usize = 256;
-
-    fn push(&mut self, record: [u64; 10]) -> usize {
-        let at = self.count;
-        *self.records.get_mut(at).expect("room in the series") = record;
-        self.count += 1;
-        at
-    }
-
-    /// Adds HVC #0 with these registers; returns its place.
-    pub fn call_words(&mut self, [a, b, c, d, e, f, g]: [u64; CALL_WORDS]) -> usize {
-        self.push([0, a, b, c, d, e, f, g, 0, 0])
-    }
-
-    /// Adds a call.
-    pub fn call(&mut self, call: HostCall) -> usize {
-        self.call_words(call.encode())
-    }
-
-    /// Adds a load.
-    pub fn load(&mut self, address: u64) -> usize {
-        self.push([1, address, 0, 0, 0, 0, 0, 0, 0, 0])
-    }
-
-    /// Adds a store.
-    pub fn store(&mut self, address: u64, value: u64) -> usize {
-        self.push([2, address, value, 0, 0, 0, 0, 0, 0, 0])
-    }
-
-    /// Adds a copy of a page, by frame numbers.
-    pub fn copy(&mut self, from: u64, to: u64) -> usize {
-        self.push([3, from, to, 0, 0, 0, 0, 0, 0, 0])
-    }
-
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        self.count = 0;
-    }
-
-    /// What came of a call.
-    pub fn answer(&self, at: usize) -> Answer {
-        read_answer(&self.records[at])
-    }
-
-    /// What came of a load or store.
-    pub fn touched(&self, at: usize) -> Touch {
-        match self.records[at] {
-            [value, 0, ..] => Touch::Done(value),
-            [_, _, syndrome, address, ..] => Touch::Abort { syndrome, address },
-        }
-    }
-
-    /// Whether a copy was done.
-    pub fn copied(&self, at: usize) -> bool {
-        self.records[at][0] == 0
-    }
-}
-
-fn read_answer(results: &[u64; RESULT_WORDS]) -> Answer {
+pub(crate) fn read_answer(results: &[u64; RESULT_WORDS]) -> Answer {
     let [x0, x1, ..] = *results;
     match HostResult::from_words(results) {
         Some(result) => Answer::Served(result),
@@ -243,8 +170,18 @@ impl Deed {
 
     /// Makes all calls, loads and stores of a series.
     pub fn series(&self, series: &mut Series) -> Result<(), Failure> {
-        let mut argument = [series.records.as_mut_ptr() as u64, series.count as u64];
+        let mut argument = series.argument();
         self.file.request_with("DEED_SERIES", deed::SERIES, &mut argument).map(drop)
+    }
+
+    /// A request of the device.
+    pub(crate) fn request<const N: usize>(
+        &self,
+        what: &'static str,
+        request: u32,
+        argument: &mut [u64; N],
+    ) -> Result<(), Failure> {
+        self.file.request_with(what, request, argument).map(drop)
     }
 
     /// A call.

@@ -11,6 +11,9 @@
 //! | `sys` | files and mappings |
 //! | `kvm` | VMs and vCPUs by KVM's interface |
 //! | `deed` | the research device: a program that acts as the host's kernel |
+//! | `series` | calls, loads and stores that the kernel makes one after the other |
+//! | `cpu` | another CPU of the host's, which plays a series |
+//! | `player` | a guest that does what it is told, on two vCPUs |
 //! | `play` | lists of calls that the kernel plays and counts |
 //! | `machine` | a VM with memory, a guest's image and its device |
 //! | `raw_vm` | a VM made by host calls alone, behind the kernel's back |
@@ -31,6 +34,8 @@ pub mod uapi;
 #[cfg(target_os = "none")]
 pub mod arch;
 #[cfg(target_os = "none")]
+pub mod cpu;
+#[cfg(target_os = "none")]
 pub mod deed;
 #[cfg(target_os = "none")]
 pub mod hostile;
@@ -41,9 +46,13 @@ pub mod machine;
 #[cfg(target_os = "none")]
 pub mod play;
 #[cfg(target_os = "none")]
+pub mod player;
+#[cfg(target_os = "none")]
 pub mod raw_vm;
 #[cfg(target_os = "none")]
 pub mod runtime;
+#[cfg(target_os = "none")]
+pub mod series;
 #[cfg(target_os = "none")]
 pub mod sys;
 

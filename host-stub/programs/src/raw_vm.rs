@@ -24,7 +24,17 @@ const ROOT_ALLOCATION: u64 = VM_ROOT_PAGES * 2;
 impl RawVm {
     /// Makes a VM.
     pub fn new(deed: &Deed, flags: VmFlags) -> Result<Self, Failure> {
+        Self::over(deed, flags, |_| Ok(()))
+    }
+
+    /// Makes a VM, and does something with the first page of its root before.
+    pub fn over(
+        deed: &Deed,
+        flags: VmFlags,
+        before: impl FnOnce(u64) -> Result<(), Failure>,
+    ) -> Result<Self, Failure> {
         let root = deed.alloc(ROOT_ALLOCATION)?;
+        before(root.next_multiple_of(VM_ROOT_PAGES))?;
         let mut lent = Vec::new();
         let call = HostCall::VmCreate { flags, root: root.next_multiple_of(VM_ROOT_PAGES) };
         let [word, ..] = succeed(deed, call, &mut lent)?;
@@ -55,6 +65,12 @@ impl RawVm {
     /// A call for this VM that must succeed, with pages for its tables.
     pub fn must(&mut self, deed: &Deed, call: HostCall) -> Result<(), Failure> {
         succeed(deed, call, &mut self.lent).map(drop)
+    }
+
+    /// The same for a call on a range; returns the pages done.
+    pub fn done(&mut self, deed: &Deed, call: HostCall) -> Result<u64, Failure> {
+        let [done, ..] = succeed(deed, call, &mut self.lent)?;
+        if done == 0 { Err(failure!("{call:?} does nothing")) } else { Ok(done) }
     }
 
     /// Gives pages for its tables.

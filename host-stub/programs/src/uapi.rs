@@ -226,6 +226,18 @@ pub mod deed {
     pub const COUNTER_AT_ENTRY: u32 = request(12, 1);
     /// A register of a hidden feature, read by the kernel.
     pub const HIDDEN: u32 = request(13, 4);
+    /// The number of CPUs.
+    pub const CPUS: u32 = request(14, 1);
+    /// Another CPU is turned on.
+    pub const CPU_ON: u32 = request(15, 1);
+    /// It is turned off.
+    pub const CPU_OFF: u32 = request(16, 1);
+    /// It plays a series.
+    pub const CPU_PLAY: u32 = request(17, 5);
+    /// How far it is.
+    pub const CPU_PROGRESS: u32 = request(18, 4);
+    /// It ends its series.
+    pub const CPU_END: u32 = request(19, 6);
 
     /// Bit of `MISBEHAVE`: acknowledge an unshare without unmapping.
     pub const ACKNOWLEDGE_WITHOUT_UNMAPPING: u64 = 1 << 0;

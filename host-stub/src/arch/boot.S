@@ -6,6 +6,51 @@
 // The tables made here map, in the upper half, the image in a window of 2 MiB and, in the linear map, the
 // first GiB as device memory and the device tree. `paging.rs` adds RAM and tightens permissions.
 
+    // Turns the MMU on with the tables below and goes on at an address of the upper half.
+    .macro mmu_on next
+    ldr     x0, ={mair}
+    msr     mair_el1, x0
+    ldr     x0, ={tcr}
+    mrs     x1, id_aa64mmfr0_el1
+    and     x1, x1, #0xf
+    mov     x2, #5                          // 48 bits
+    cmp     x1, x2
+    csel    x1, x1, x2, lo
+    bfi     x0, x1, #32, #3
+    msr     tcr_el1, x0
+    adrp    x0, boot_identity_l0
+    msr     ttbr0_el1, x0
+    adrp    x0, kernel_l0
+    msr     ttbr1_el1, x0
+    isb
+    tlbi    vmalle1
+    ic      iallu
+    dsb     nsh
+    isb
+    ldr     x0, ={sctlr}
+    msr     sctlr_el1, x0
+    isb
+    ldr     x0, =\next
+    br      x0
+    .endm
+
+    // Takes the stack of CPU x0: the upper half of its room, twice a stack's size.
+    .macro take_stack
+    adrp    x1, _start_of_stacks
+    add     x2, x0, #1
+    add     x1, x1, x2, lsl #({stack_shift} + 1)
+    sub     sp, x1, #16
+    .endm
+
+    .macro set_vectors
+    adrp    x0, vectors
+    add     x0, x0, :lo12:vectors
+    msr     vbar_el1, x0
+    isb
+    mov     x29, xzr
+    mov     x30, xzr
+    .endm
+
     .section .head, "ax"
     .global _start
 _start:
@@ -96,34 +141,11 @@ begin:
     b.lo    3b
     dsb     sy
 
-    ldr     x0, ={mair}
-    msr     mair_el1, x0
-    ldr     x0, ={tcr}
-    mrs     x1, id_aa64mmfr0_el1
-    and     x1, x1, #0xf
-    mov     x2, #5                          // 48 bits
-    cmp     x1, x2
-    csel    x1, x1, x2, lo
-    bfi     x0, x1, #32, #3
-    msr     tcr_el1, x0
-    adrp    x0, boot_identity_l0
-    msr     ttbr0_el1, x0
-    adrp    x0, kernel_l0
-    msr     ttbr1_el1, x0
-    isb
-    tlbi    vmalle1
-    ic      iallu
-    dsb     nsh
-    isb
-    ldr     x0, ={sctlr}
-    msr     sctlr_el1, x0
-    isb
-    ldr     x0, =upper_half
-    br      x0
+    mmu_on upper_half
 
 upper_half:
-    adrp    x0, _end_of_stack
-    sub     sp, x0, #16
+    mov     x0, #0
+    take_stack
     adrp    x0, _start_of_bss
     add     x0, x0, :lo12:_start_of_bss
     adrp    x1, _end_of_bss
@@ -132,16 +154,24 @@ upper_half:
     b.hs    5f
     stp     xzr, xzr, [x0], #16
     b       4b
-5:  adrp    x0, vectors
-    add     x0, x0, :lo12:vectors
-    msr     vbar_el1, x0
-    isb
-    mov     x29, xzr
-    mov     x30, xzr
+5:  set_vectors
     mov     x0, x19
     mov     x1, x20
     mov     x2, x21
     b       kernel_entry
+
+    // Where PSCI's CPU_ON lets another CPU begin, as the boot CPU did; x0 = its number.
+    .global secondary_start
+secondary_start:
+    mov     x19, x0
+    mmu_on secondary_upper_half
+
+secondary_upper_half:
+    mov     x0, x19
+    take_stack
+    set_vectors
+    mov     x0, x19
+    b       secondary_entry
 
 park:
     wfe
@@ -150,7 +180,7 @@ park:
 
     .section .tables, "aw", @progbits
     .balign 4096
-    .global kernel_l0, window_l3, linear_l1, linear_l2
+    .global no_program_l0, window_l3, linear_l1, linear_l2
 boot_tables:
 boot_identity_l0:
     .zero   4096
@@ -163,6 +193,8 @@ window_l1:
 window_l2:
     .zero   4096
 window_l3:
+    .zero   4096
+no_program_l0:
     .zero   4096
 linear_l1:
     .zero   4096

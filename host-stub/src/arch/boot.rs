@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use abi::HostCall;
 
 use super::hardware::{self, Hardware};
-use super::{console, gic, heap, linear, paging, timed, timer};
+use super::{console, gic, heap, linear, paging, secondaries, timed, timer};
 use crate::fs::Archive;
 use crate::host::Host;
 use crate::kernel::Kernel;
@@ -45,6 +45,7 @@ fn start(tree: u64, image: u64) -> Result<(), &'static str> {
     let tree = device_tree(tree)?;
     let mut platform = Platform::read(tree.1).map_err(|_| "the device tree cannot be used")?;
     hardware::set_conduit(platform.psci);
+    secondaries::find(image, &platform.cpus);
     if let Some(base) = platform.uart {
         console::set_base(base);
     }
@@ -52,7 +53,7 @@ fn start(tree: u64, image: u64) -> Result<(), &'static str> {
     if !platform.ram.iter().all(|ram| map.add(ram)) {
         return Err("the memory does not fit the linear map");
     }
-    paging::protect();
+    paging::protect(image);
     for range in [paging::image(image), tree.0] {
         platform.reserved.try_push(range).map_err(|_| "too many reserved ranges")?;
     }

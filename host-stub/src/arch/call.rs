@@ -64,15 +64,11 @@ pub fn odd(which: OddCall, words: &[u64; CALL_WORDS]) -> u64 {
 }
 
 /// Makes a PSCI call.
-pub fn psci(conduit: Conduit, function: u32) -> u64 {
-    let words = [function.into(), 0, 0, 0];
+pub fn psci(conduit: Conduit, function: u32, [a, b, c]: [u64; 3]) -> u64 {
+    let function = function.into();
     let [x0, ..] = match conduit {
-        Conduit::Smc => smc(words),
-        Conduit::Hvc => {
-            let [a, b, c, d] = words;
-            let [x0, x1, x2, x3, ..] = hvc(&[a, b, c, d, 0, 0, 0]);
-            [x0, x1, x2, x3]
-        }
+        Conduit::Smc => call!("smc #0", [function, a, b, c, 0, 0, 0]),
+        Conduit::Hvc => call!("hvc #0", [function, a, b, c, 0, 0, 0]),
     };
     x0
 }

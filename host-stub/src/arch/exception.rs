@@ -12,7 +12,7 @@ global_asm!(
 );
 
 /// The stack's size is one bit of its addresses (see the linker script).
-const STACK_SHIFT: u32 = 16;
+pub const STACK_SHIFT: u32 = 16;
 
 /// Registers at an exception from EL1, as `vectors.S` saves them.
 #[repr(C)]

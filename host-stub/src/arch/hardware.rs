@@ -8,11 +8,12 @@ use aarch64_cpu::registers::{Readable, TTBR0_EL1, Writeable};
 use abi::host::{CALL_WORDS, RESULT_WORDS};
 use abi::psci;
 
-use super::{call, console, gic, hidden, linear, timed, timer};
+use super::{call, console, gic, hidden, linear, secondaries, timed, timer};
 use crate::machine::{Abort, Hidden, Hypervisor, Machine, Memory, OddCall, Timed, Undefined};
 use crate::mm::Pfn;
 use crate::platform::Conduit;
 use crate::process::context::{FpState, UserContext};
+use crate::secondary::Secondary;
 
 unsafe extern "C" {
     fn enter_user(context: *mut UserContext);
@@ -33,13 +34,18 @@ pub fn set_conduit(conduit: Option<Conduit>) {
     CONDUIT.store(number, Ordering::Relaxed);
 }
 
+/// Makes a PSCI call; `NOT_SUPPORTED` where there is no PSCI.
+pub fn psci_call(function: u32, arguments: [u64; 3]) -> u64 {
+    match CONDUIT.load(Ordering::Relaxed) {
+        1 => call::psci(Conduit::Smc, function, arguments),
+        2 => call::psci(Conduit::Hvc, function, arguments),
+        _ => abi::smccc::NOT_SUPPORTED,
+    }
+}
+
 /// Turns the machine off. Where that does not work, this CPU stops.
 pub fn power_off() -> ! {
-    match CONDUIT.load(Ordering::Relaxed) {
-        1 => call::psci(Conduit::Smc, psci::SYSTEM_OFF),
-        2 => call::psci(Conduit::Hvc, psci::SYSTEM_OFF),
-        _ => 0,
-    };
+    psci_call(psci::SYSTEM_OFF, [0; 3]);
     loop {
         aarch64_cpu::asm::wfe();
     }
@@ -136,6 +142,28 @@ impl Machine for Hardware {
 
     fn hidden(&self, which: Hidden) -> Result<u64, Undefined> {
         hidden::read(which)
+    }
+
+    fn secondaries(&self) -> &[Secondary] {
+        secondaries::all()
+    }
+
+    fn turn_on(&self, index: usize) -> u64 {
+        secondaries::turn_on(index)
+    }
+
+    fn is_off(&self, index: usize) -> bool {
+        secondaries::is_off(index)
+    }
+
+    fn wake(&self) {
+        aarch64_cpu::asm::sev();
+    }
+
+    fn relax(&self) {
+        // SAFETY: a hint: it changes nothing. `core`'s hint for this is ISB on Arm, which does not let the other CPU go
+        // on where one CPU of an emulator runs at a time.
+        unsafe { asm!("yield", options(nomem, nostack, preserves_flags)) };
     }
 
     fn timed(&self, what: Timed, words: &[u64; CALL_WORDS]) -> (u64, [u64; RESULT_WORDS]) {

@@ -1,13 +1,15 @@
 //! The kernel's own tables, from where `boot.S` has brought them.
 //!
 //! Adds RAM to the linear map (entries go from invalid to valid only) and narrows the permissions of the
-//! image's window (same frames, fewer rights: no break-before-make is needed, Arm ARM D8.16.1).
+//! image's window (same frames, fewer rights: no break-before-make is needed, Arm ARM D8.16.1), before another CPU
+//! runs.
 
 use core::arch::{asm, global_asm};
 use core::ops::Range;
 
-use aarch64_cpu::registers::{CNTKCTL_EL1, CPACR_EL1, Writeable};
+use aarch64_cpu::registers::{CNTKCTL_EL1, CPACR_EL1, TTBR0_EL1, Writeable};
 
+use super::exception::STACK_SHIFT;
 use super::linear;
 
 /// Physical addresses below this are devices.
@@ -61,24 +63,31 @@ global_asm!(
     tcr = const TCR,
     sctlr = const SCTLR,
     linear_l2_tables = const LINEAR_L2_TABLES,
+    stack_shift = const STACK_SHIFT,
 );
 
 unsafe extern "C" {
     static mut linear_l1: [u64; ENTRIES];
     static mut linear_l2: [[u64; ENTRIES]; LINEAR_L2_TABLES];
     static mut window_l3: [u64; ENTRIES];
-    static mut boot_identity_l0: [u64; ENTRIES];
+    static no_program_l0: [u64; ENTRIES];
     static _start_of_image: u8;
     static _end_of_text: u8;
     static _end_of_rodata: u8;
-    static _start_of_guard: u8;
-    static _start_of_stack: u8;
+    static _start_of_stacks: u8;
+    static _end_of_stacks: u8;
     static _end_of_image: u8;
 }
 
 /// Where the image is: the symbol's address in the window, as an offset from its start.
-fn offset_of(symbol: *const u8) -> u64 {
+pub fn offset_of(symbol: *const u8) -> u64 {
     (symbol as u64).wrapping_sub(&raw const _start_of_image as u64)
+}
+
+/// CPUs for which the image has a stack.
+pub fn stacks() -> usize {
+    let size = offset_of(&raw const _end_of_stacks).wrapping_sub(offset_of(&raw const _start_of_stacks));
+    (size >> (STACK_SHIFT + 1)) as usize
 }
 
 /// Physical addresses of the image, with its stack and `.bss`.
@@ -88,7 +97,7 @@ pub fn image(base: u64) -> Range<u64> {
 
 /// Writes an entry of a table of the kernel.
 fn set(entry: *mut u64, value: u64) {
-    // SAFETY: the callers pass a place in one of the statics above, in bounds; one CPU runs, and nothing
+    // SAFETY: the callers pass a place in one of the statics above, in bounds; only the boot CPU runs, and nothing
     // holds references into the tables. Volatile, since the table walker reads them, too.
     unsafe { entry.write_volatile(value) };
 }
@@ -167,12 +176,14 @@ fn barrier() {
     unsafe { asm!("dsb ishst", "isb", options(nostack)) };
 }
 
-/// Narrows the window's rights, takes away the page below the stack, what is behind the image, and the
-/// identity map; lets EL0 use FP/SIMD and the counters.
-pub fn protect() {
+/// Narrows the window's rights, takes away the pages below each stack and what is behind the image, and leaves the
+/// identity map. `image` is the image's physical address.
+pub fn protect(image: u64) {
     let text = 0..offset_of(&raw const _end_of_text);
     let rodata = text.end..offset_of(&raw const _end_of_rodata);
-    let guard = offset_of(&raw const _start_of_guard)..offset_of(&raw const _start_of_stack);
+    let stacks = offset_of(&raw const _start_of_stacks)..offset_of(&raw const _end_of_stacks);
+    // The lower half of each stack's room.
+    let is_guard = |offset: u64| stacks.contains(&offset) && offset & 1 << STACK_SHIFT == 0;
     let end = offset_of(&raw const _end_of_image);
     for offset in (0..WINDOW_SIZE).step_by(PAGE as usize) {
         let place = entry(&raw mut window_l3, offset / PAGE);
@@ -180,17 +191,22 @@ pub fn protect() {
         let value = match offset {
             offset if text.contains(&offset) => page | READ_ONLY | UXN,
             offset if rodata.contains(&offset) => page | READ_ONLY | UXN | PXN,
-            offset if guard.contains(&offset) || offset >= end => 0,
+            offset if is_guard(offset) || offset >= end => 0,
             _ => page | UXN | PXN,
         };
         set(place, value);
     }
-    for index in 0..ENTRIES as u64 {
-        set(entry(&raw mut boot_identity_l0, index), 0);
-    }
+    barrier();
+    enter(image);
+}
+
+/// What each CPU does when it has reached the upper half: it lets EL0 use FP/SIMD and the counters, leaves the identity
+/// map, through which it came, and forgets what it has seen of it.
+pub fn enter(image: u64) {
     CPACR_EL1.write(CPACR_EL1::FPEN::TrapNothing);
     CNTKCTL_EL1.write(CNTKCTL_EL1::EL0VCTEN::SET + CNTKCTL_EL1::EL0PCTEN::SET);
+    TTBR0_EL1.set(image.wrapping_add(offset_of((&raw const no_program_l0).cast())));
     // SAFETY: what the kernel uses stays mapped to the same frames with the rights that it needs; stale
     // entries, which grant more, are dropped.
-    unsafe { asm!("dsb ishst", "tlbi vmalle1is", "dsb ish", "isb", options(nostack)) };
+    unsafe { asm!("isb", "tlbi vmalle1", "dsb nsh", "isb", options(nostack)) };
 }

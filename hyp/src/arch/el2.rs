@@ -205,6 +205,11 @@ impl Machine for El2 {
     }
 
     #[cfg(feature = "oracle")]
+    fn is_alone(&self) -> bool {
+        super::secondary::is_alone()
+    }
+
+    #[cfg(feature = "oracle")]
     fn now(&self) -> u64 {
         use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0};
         const SECOND: u64 = 1_000_000_000;

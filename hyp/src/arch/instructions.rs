@@ -40,6 +40,8 @@ plain! {
     dsb_sy "dsb sy";
     /// Waits for an event, for parking a CPU.
     wfe "wfe";
+    /// Says that this CPU waits for another.
+    yield_to_others "yield";
     /// Drops all translations of EL1 and EL0 under the current VMID on all CPUs, stage 1 and combined.
     tlbi_vmalle1is "tlbi vmalle1is";
     /// The same on this CPU.

@@ -32,6 +32,12 @@ pub fn set_cpus(affinities: &[u64]) -> bool {
     CPUS.name(affinities, MPIDR_EL1.get() & AFFINITY)
 }
 
+/// Whether one CPU runs the host.
+#[cfg(feature = "oracle")]
+pub fn is_alone() -> bool {
+    CPUS.one_is_on()
+}
+
 /// Keeps what other CPUs need to come up under the final tables, and what they are compared with.
 pub fn publish(root: Pfn) {
     id_registers::keep();

@@ -7,8 +7,9 @@ use alloc::vec::Vec;
 use abi::page::Pool;
 use abi::{Error, HostCall, VmHandle};
 use guest_stub::protocol::player::IMAGE_PAGES;
-use host_programs::deed::{Answer, Deed, Series};
-use host_programs::sys::File;
+use host_programs::deed::{Answer, Deed};
+use host_programs::player::write_image;
+use host_programs::series::Series;
 use host_programs::{Failure, failure};
 
 use crate::play::{P, V};
@@ -52,27 +53,8 @@ impl Supply {
         let window = (windows + P as u64).next_multiple_of(REGION) - P as u64 / 2;
         let (end, windows_end) = (next + SPARE, windows + pages);
         let supply = Self { image, places, single, next, end, window, windows_end };
-        supply.load_image(deed, series)?;
+        write_image(deed, series, supply.image)?;
         Ok(supply)
-    }
-
-    fn load_image(&self, deed: &Deed, series: &mut Series) -> Result<(), Failure> {
-        let bytes = File::open("/guests/player.bin")?.read_all()?;
-        let room = IMAGE_PAGES as usize * 4096;
-        if bytes.len() > room {
-            return Err(failure!("the guest's image has {} bytes, and room for {room}", bytes.len()));
-        }
-        let words = room / 8;
-        for first in (0..words).step_by(Series::MAX) {
-            series.clear();
-            for word in first..first + Series::MAX {
-                let piece = bytes.get(word * 8..).unwrap_or_default();
-                let value = piece.iter().take(8).rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
-                series.store((self.image << 12) + word as u64 * 8, value);
-            }
-            deed.series(series)?;
-        }
-        Ok(())
     }
 
     /// Writes the image to the pages of guest `vm`; returns the first.

@@ -1,0 +1,37 @@
+//! The choice of the story, and what holds after each.
+
+use host_programs::census::NO_DIFFERENCE;
+use host_programs::cpu::Cpu;
+use host_programs::deed::Deed;
+use host_programs::steps::Steps;
+use host_programs::{Failure, failure};
+
+use crate::{blocks, guests, pages, power, stress};
+
+/// Tells one story, and compares the census.
+pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure> {
+    let deed = Deed::open()?;
+    let before = deed.census()?;
+    let cpus = Cpu::count(&deed)?;
+    if cpus < 2 {
+        return Err(failure!("this machine has one CPU"));
+    }
+    match arguments {
+        [_, "pages"] => pages::leave(&deed, steps)?,
+        [_, "blocks"] => blocks::split(&deed, steps)?,
+        [_, "guests"] => guests::lose(&deed, steps)?,
+        [_, "unshare"] => guests::unshare(&deed, steps)?,
+        [_, "stress"] => stress::contend(&deed, steps)?,
+        [_, "power"] => power::go_and_come(&deed, steps)?,
+        _ => return Err(failure!("there is no story {arguments:?}")),
+    }
+    let name = "census-is-that-of-the-start";
+    match (before, deed.census()?) {
+        (Some(before), Some(now)) => {
+            let difference = before.difference(&now);
+            steps.check(name, NO_DIFFERENCE, &difference, difference == NO_DIFFERENCE);
+        }
+        _ => steps.skip(name, "this build of the hypervisor has no test calls"),
+    }
+    Ok(())
+}
