@@ -3,11 +3,11 @@
 
 use abi::page::Pool;
 use abi::{HostCall, VmFlags};
-use host_programs::Failure;
 use host_programs::cpu::Cpu;
 use host_programs::deed::Deed;
 use host_programs::raw_vm::RawVm;
 use host_programs::steps::Steps;
+use host_programs::{Failure, failure};
 
 /// What the other CPU stores.
 const MARK: u64 = 0x5b1b_5b1b_5b1b_5b1b;
@@ -76,6 +76,9 @@ fn spin(cpu: &mut Cpu<'_>, pfn: u64, write: bool) -> Result<(), Failure> {
 
 fn lost(name: &str, cpu: &mut Cpu<'_>, pfn: u64, steps: &mut Steps) -> Result<(), Failure> {
     let spun = cpu.spun()?;
-    steps.check(name, "an injected abort", spun, spun.is_injected_abort(pfn << 12));
-    Ok(())
+    if steps.check(name, "an injected abort", spun, spun.is_injected_abort(pfn << 12)) {
+        Ok(())
+    } else {
+        Err(failure!("CPU 1 keeps what is not the host's any more"))
+    }
 }
