@@ -5,16 +5,21 @@ use abi::host::CALL_WORDS;
 use crate::machine::{Abort, Hypervisor, Memory};
 use crate::mm::{PAGE, Pfn};
 
-/// One of a series: in what to do (0 call, 1 load, 2 store, 3 copy a page), its arguments; out its results.
+/// One of a series: in what to do (0 call, 1 load, 2 store, 3 copy a page, 4 wait for a value), its arguments; out its
+/// results.
 ///
 /// A call takes x0 to x6 and gives x0 to x9; a load takes an address, a store an address and a value, and both give
 /// value, 0 or 1 for an abort, ESR, FAR; a copy takes the frame numbers of source and target, and gives 0 or 1 for
-/// an abort.
+/// an abort; a wait takes an address and a value, loads until it finds the value, though not for ever, and gives what it
+/// found as a load does.
 pub type Record = [u64; RECORD_WORDS];
 /// Words of a record.
 pub const RECORD_WORDS: usize = 10;
 /// Bytes of a record.
 pub const RECORD_BYTES: usize = RECORD_WORDS * 8;
+
+/// Loads of a wait that finds nothing: some seconds.
+const PATIENCE: u64 = 100_000_000;
 
 /// What a record asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +32,8 @@ pub enum Step {
     Store(u64, u64),
     /// A copy from one page to another.
     Copy(Pfn, Pfn),
+    /// Loads of 8 bytes until they give a value.
+    Await(u64, u64),
 }
 
 impl Step {
@@ -39,6 +46,7 @@ impl Step {
             1 if a.is_multiple_of(8) => Some(Self::Load(a)),
             2 if a.is_multiple_of(8) => Some(Self::Store(a, b)),
             3 => Some(Self::Copy(Pfn(a), Pfn(b))),
+            4 if a.is_multiple_of(8) => Some(Self::Await(a, b)),
             _ => None,
         }
     }
@@ -49,6 +57,7 @@ impl Step {
             Self::Call(words) => return (machine.call_words(&words), None),
             Self::Load(address) => (0, machine.load(address)),
             Self::Store(address, value) => (value, machine.store(address, value).map(|()| value)),
+            Self::Await(address, value) => (0, wait_for(machine, address, value)),
             Self::Copy(from, to) => {
                 let mut page = [0; PAGE as usize];
                 let read = machine.read(from.address(), &mut page);
@@ -61,6 +70,18 @@ impl Step {
             Err(abort) => ([value, 1, abort.esr, abort.far, 0, 0, 0, 0, 0, 0], Some(abort)),
         }
     }
+}
+
+/// Loads until that gives a value, or has given another [`PATIENCE`] times. Returns what it gave last.
+fn wait_for<M: Memory + ?Sized>(machine: &M, address: u64, value: u64) -> Result<u64, Abort> {
+    let mut found = machine.load(address)?;
+    for _ in 0..PATIENCE {
+        if found == value {
+            break;
+        }
+        found = machine.load(address)?;
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -82,7 +103,8 @@ mod tests {
         assert_eq!(Step::from_record(&record(1, 8, 0)), Some(Step::Load(8)));
         assert_eq!(Step::from_record(&record(2, 8, 5)), Some(Step::Store(8, 5)));
         assert_eq!(Step::from_record(&record(3, 8, 5)), Some(Step::Copy(Pfn(8), Pfn(5))));
-        for bad in [record(1, 4, 0), record(2, 12, 0), record(4, 0, 0)] {
+        assert_eq!(Step::from_record(&record(4, 8, 5)), Some(Step::Await(8, 5)));
+        for bad in [record(1, 4, 0), record(2, 12, 0), record(4, 4, 0), record(5, 0, 0)] {
             assert_eq!(Step::from_record(&bad), None);
         }
     }
@@ -92,6 +114,7 @@ mod tests {
         let machine = FakeMachine::new(2);
         assert_eq!(Step::Store(BASE, 7).perform(&machine), (record(7, 0, 0), None));
         assert_eq!(Step::Load(BASE).perform(&machine), (record(7, 0, 0), None));
+        assert_eq!(Step::Await(BASE, 7).perform(&machine), (record(7, 0, 0), None));
         machine.set_state(Pfn::containing(BASE), HostState::NoPage);
         let (results, abort) = Step::Store(BASE, 9).perform(&machine);
         let abort = abort.unwrap();

@@ -66,6 +66,11 @@ impl Series {
         self.push([3, from, to, 0, 0, 0, 0, 0, 0, 0])
     }
 
+    /// Adds a wait until a load gives this value.
+    pub fn wait_for(&mut self, address: u64, value: u64) -> usize {
+        self.push([4, address, value, 0, 0, 0, 0, 0, 0, 0])
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.count = 0;

@@ -30,6 +30,10 @@ pub(super) struct Args {
     /// In QEMU: play only the program of this number, as a difference names it.
     #[arg(long, value_name = "N")]
     program: Option<u64>,
+    /// In QEMU: CPUs of the machine. With 2, many calls are made two at a time; which is the first is then another thing
+    /// in every run.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=2))]
+    cpus: Option<u32>,
     /// In QEMU: count instructions for time, so that each instruction of the run is the same in every run.
     #[arg(long)]
     replay: bool,
@@ -43,7 +47,7 @@ pub(super) struct Args {
 
 impl Args {
     pub(super) fn is_asked_for(&self) -> bool {
-        self.calls.is_some() || self.program.is_some() || self.replay
+        self.calls.is_some() || self.program.is_some() || self.cpus.is_some() || self.replay
     }
 }
 
@@ -55,8 +59,9 @@ pub(super) fn run(tree: &Tree, args: &super::Args, report: &mut Report) -> Resul
 fn play(tree: &Tree, args: &super::Args, report: &mut Report) -> Result<bool> {
     let mut scenario = Scenario::load(tree, SCENARIO)?;
     scenario.args = program_arguments(args);
-    let by_hand =
-        Overrides { memory: args.emulator.memory.clone(), cpu: args.emulator.cpu.clone(), smp: Some(1) };
+    let emulator = &args.emulator;
+    let smp = Some(emulator.cpus.unwrap_or(1));
+    let by_hand = Overrides { memory: emulator.memory.clone(), cpu: emulator.cpu.clone(), smp };
     let machine = scenario.machine(&by_hand);
     let toolchain = Toolchain::ensure(&[Need::Build, Need::Qemu])?;
     report.env = toolchain.environment();
@@ -101,6 +106,7 @@ fn program_arguments(args: &super::Args) -> Vec<String> {
         ("calls", args.emulator.calls),
         ("seconds", seconds),
         ("program", args.emulator.program),
+        ("cpus", args.emulator.cpus.map(u64::from)),
     ];
     words.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value?))).collect()
 }
@@ -179,6 +185,7 @@ mod tests {
         assert_eq!(words("--seed 7 --seconds 5"), ["seed=7", "seconds=5"]);
         assert_eq!(words("--calls 1000"), ["seed=1", "calls=1000"]);
         assert_eq!(words("--seed 3 --program 9"), ["seed=3", "program=9"]);
+        assert_eq!(words("--cpus 2 --calls 9"), ["seed=1", "calls=9", "cpus=2"]);
     }
 
     #[test]

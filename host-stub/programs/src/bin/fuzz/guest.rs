@@ -169,7 +169,14 @@ impl Play<'_> {
 
     /// A guest does something; what comes of it, in the specification's words. `Done` of a load is its value.
     pub(crate) fn act(&mut self, number: u8, act: Act) -> Result<Outcome, Failure> {
-        let Some(vcpu) = self.vcpu_for(number, act) else { return Ok(Outcome::NotServed) };
+        let Some((vcpu, command)) = self.begin_act(number, act)? else { return Ok(Outcome::NotServed) };
+        let exit = self.enter(number, vcpu, command)?;
+        self.end_act(number, vcpu, act, exit)
+    }
+
+    /// The vCPU that does it, and the values with which it must run; `None` if there is none.
+    pub(crate) fn begin_act(&mut self, number: u8, act: Act) -> Result<Option<(u8, [u64; 4])>, Failure> {
+        let Some(vcpu) = self.vcpu_for(number, act) else { return Ok(None) };
         let place = usize::from(vcpu);
         let again = self.guest(number)?.doing[place] != Doing::Asks;
         if !again {
@@ -177,8 +184,19 @@ impl Play<'_> {
             self.guest(number)?.touch[place] = touch;
         }
         let (slot, value) = self.guest(number)?.touch[place];
-        let command = if again { [0; 4] } else { self.command(act, slot, value) };
-        let mut exit = self.enter(number, vcpu, command)?;
+        Ok(Some((vcpu, if again { [0; 4] } else { self.command(act, slot, value) })))
+    }
+
+    /// What came of it, by the exit of that run.
+    pub(crate) fn end_act(
+        &mut self,
+        number: u8,
+        vcpu: u8,
+        act: Act,
+        mut exit: Exit,
+    ) -> Result<Outcome, Failure> {
+        let place = usize::from(vcpu);
+        let (slot, value) = self.guest(number)?.touch[place];
         let mut device = None;
         if let Exit::Mmio { ipa, size, write, value: stored } = exit {
             device = Some(self.device_access(act, (ipa, size, write, stored), (slot, value))?);

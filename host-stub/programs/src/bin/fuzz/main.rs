@@ -1,7 +1,8 @@
 //! Plays random calls of a hostile host and of real guests, and loads and stores at every page, beside the
 //! specification: what comes of each, and what each page is then, must be what the specification says.
 //!
-//! Arguments: `seed=N`, `calls=N`, `seconds=N` (whichever comes first), `program=N` (play this one alone).
+//! Arguments: `seed=N`, `calls=N`, `seconds=N` (whichever comes first), `program=N` (play this one alone), `cpus=N` (2:
+//! some calls are made two at a time).
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
@@ -12,6 +13,8 @@ fn main() {}
 mod absurd;
 #[cfg(target_os = "none")]
 mod access;
+#[cfg(target_os = "none")]
+mod duel;
 #[cfg(target_os = "none")]
 mod guest;
 #[cfg(target_os = "none")]

@@ -9,6 +9,7 @@ use abi::VmHandle;
 use abi::page::Pool;
 use guest_stub::protocol::player::WINDOW;
 use guest_stub::protocol::{PAGE_SIZE, RAM_BASE};
+use host_programs::cpu::Cpu;
 use host_programs::deed::Deed;
 use host_programs::series::Series;
 use host_programs::steps::Steps;
@@ -48,17 +49,19 @@ struct Wish {
     calls: u64,
     nanoseconds: u64,
     program: Option<u64>,
+    cpus: u64,
 }
 
 impl Wish {
     fn read(arguments: &[&str]) -> Result<Self, Failure> {
-        let mut wish = Self { seed: 1, calls: u64::MAX, nanoseconds: u64::MAX, program: None };
+        let mut wish = Self { seed: 1, calls: u64::MAX, nanoseconds: u64::MAX, program: None, cpus: 1 };
         for argument in arguments.iter().skip(1) {
             let number = |text: &str| text.parse().map_err(|_| failure!("no number: {argument}"));
             match argument.split_once('=') {
                 Some(("seed", text)) => wish.seed = number(text)?,
                 Some(("calls", text)) => wish.calls = number(text)?,
                 Some(("seconds", text)) => wish.nanoseconds = number(text)?.saturating_mul(NANOSECONDS),
+                Some(("cpus", text)) => wish.cpus = number(text)?,
                 Some(("program", text)) => wish.program = Some(number(text)?),
                 _ => return Err(failure!("unknown argument: {argument}")),
             }
@@ -92,6 +95,10 @@ pub(crate) struct Play<'a> {
     pub(crate) aborts_at_start: u64,
     pub(crate) aborts: u64,
     pub(crate) turn: usize,
+    /// Another CPU, for calls that are made at the same time.
+    pub(crate) other: Option<Cpu<'a>>,
+    /// How often two calls were, and in how many of these only the other CPU's can have been the first.
+    pub(crate) duels: [u64; 2],
     loses: bool,
     began: u64,
 }
@@ -126,6 +133,8 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
         aborts_at_start,
         aborts: 0,
         turn: 0,
+        other: if wish.cpus > 1 { Some(Cpu::on(&deed, 1)?) } else { None },
+        duels: [0; 2],
         loses: false,
         began: sys::now(),
     };
@@ -143,6 +152,15 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
         play.aborts,
         play.tale.pairs()
     ));
+    if let Some(cpu) = play.other.take() {
+        let [all, other_first] = play.duels;
+        steps.tell(format_args!(
+            "  {all} times two calls were made at once; {other_first} times only the other CPU's can have been the first"
+        ));
+        if outcome.is_ok() {
+            cpu.off()?;
+        }
+    }
     let observed = match &outcome {
         Ok(()) => host_programs::steps::format(format_args!("yes, in {} calls", play.tale.calls)),
         Err(difference) => host_programs::steps::format(format_args!("{difference}")),
@@ -154,8 +172,9 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
             play.tale.tell_story(steps);
             steps.tell(format_args!("and then: {difference}"));
             steps.tell(format_args!(
-                "To see it again: cargo xtask fuzz --seed {} --program {programs}",
-                wish.seed
+                "To see it again: cargo xtask fuzz --seed {} --program {programs}{}",
+                wish.seed,
+                if wish.cpus > 1 { " --cpus 2 (not each time: it depends on who is first)" } else { "" }
             ));
         }
     }
@@ -233,6 +252,7 @@ impl Play<'_> {
             0 => self.absurd_host_call()?,
             1 => self.absurd_guest_call()?,
             2 | 3 => self.other_access()?,
+            4..=7 if self.other.is_some() => self.duel()?,
             _ => {
                 let call = self.chooser.choose(&self.state);
                 if let Some(call) = self.fit(call) {
@@ -245,7 +265,7 @@ impl Play<'_> {
     }
 
     /// Makes a call fit the window, behind which memory goes on; `None` if it cannot be played now.
-    fn fit(&self, call: Call) -> Option<Call> {
+    pub(crate) fn fit(&self, call: Call) -> Option<Call> {
         let run = |run: Run| {
             let fits = run.first < P as u64;
             fits.then(|| match run.count {

@@ -18,73 +18,78 @@ impl Play<'_> {
         known.unwrap_or_else(|| VmHandle::new(200, 7).expect("a handle can be so"))
     }
 
-    /// Makes a call on the hypervisor, as whoever makes it.
-    pub(crate) fn real(&mut self, call: Call) -> Result<Outcome, Failure> {
+    /// The host's call, where that is all that there is to it.
+    pub(crate) fn plain(&self, call: Call) -> Option<HostCall> {
         let pfn = |first: u64| self.world.pfn.saturating_add(first);
         let gfn = |first: u64| self.world.gfn.saturating_add(first);
         let handle = |vm: u8| self.handle(vm);
-        match call {
+        Some(match call {
             Call::PoolTopUp { pool, pfns } => {
-                self.host_call(HostCall::PoolTopUp { pool, pfn: pfn(pfns.first), pages: pfns.count })
+                HostCall::PoolTopUp { pool, pfn: pfn(pfns.first), pages: pfns.count }
             }
             Call::VmTopUp { vm, pfns } => {
-                let (vm, pfn, pages) = (handle(vm), pfn(pfns.first), pfns.count);
-                self.host_call(HostCall::VmTopUp { vm, pfn, pages })
+                HostCall::VmTopUp { vm: handle(vm), pfn: pfn(pfns.first), pages: pfns.count }
             }
-            Call::ShareHyp { pfns } => {
-                self.host_call(HostCall::ShareHyp { pfn: pfn(pfns.first), pages: pfns.count })
-            }
-            Call::UnshareHyp { pfns } => {
-                self.host_call(HostCall::UnshareHyp { pfn: pfn(pfns.first), pages: pfns.count })
-            }
+            Call::ShareHyp { pfns } => HostCall::ShareHyp { pfn: pfn(pfns.first), pages: pfns.count },
+            Call::UnshareHyp { pfns } => HostCall::UnshareHyp { pfn: pfn(pfns.first), pages: pfns.count },
             Call::DonateGuest { vm, pfn: page, gfn: at, count: pages } => {
-                let (vm, pfn, gfn) = (handle(vm), pfn(page), gfn(at));
-                self.host_call(HostCall::DonateGuest { vm, pfn, gfn, pages })
+                HostCall::DonateGuest { vm: handle(vm), pfn: pfn(page), gfn: gfn(at), pages }
             }
             Call::ShareGuest { vm, pfn: page, gfn: at, count: pages, permissions } => {
-                let (vm, pfn, gfn) = (handle(vm), pfn(page), gfn(at));
-                self.host_call(HostCall::ShareGuest { vm, pfn, gfn, pages, permissions })
+                HostCall::ShareGuest { vm: handle(vm), pfn: pfn(page), gfn: gfn(at), pages, permissions }
             }
             Call::UnshareGuest { vm, gfns } => {
-                let (vm, gfn, pages) = (handle(vm), gfn(gfns.first), gfns.count);
-                self.host_call(HostCall::UnshareGuest { vm, gfn, pages })
+                HostCall::UnshareGuest { vm: handle(vm), gfn: gfn(gfns.first), pages: gfns.count }
             }
             Call::ReclaimGuest { vm, gfns } => {
-                let (vm, gfn, pages) = (handle(vm), gfn(gfns.first), gfns.count);
-                self.host_call(HostCall::ReclaimGuest { vm, gfn, pages })
+                HostCall::ReclaimGuest { vm: handle(vm), gfn: gfn(gfns.first), pages: gfns.count }
             }
-            Call::ForceReclaim { pfns } => {
-                self.host_call(HostCall::ForceReclaim { pfn: pfn(pfns.first), pages: pfns.count })
+            Call::ForceReclaim { pfns } => HostCall::ForceReclaim { pfn: pfn(pfns.first), pages: pfns.count },
+            Call::QueryPage { pfn: page } => HostCall::QueryPage { pfn: pfn(page) },
+            Call::Pin { pfn: page } => HostCall::TestPin { pfn: pfn(page) },
+            Call::Unpin { pfn: page } => HostCall::TestUnpin { pfn: pfn(page) },
+            _ => return None,
+        })
+    }
+
+    /// What such a call came to.
+    pub(crate) fn read(&mut self, call: Call, answer: Answer) -> Result<Outcome, Failure> {
+        let Answer::Served(result) = answer else { return Err(failure!("{answer}")) };
+        match (call, result.outcome, HostState::from_word(result.values[0])) {
+            (Call::QueryPage { .. }, Ok(()), Some(state)) => Ok(Outcome::Page(state, result.values[1] == 1)),
+            // The outcome of a call about one page that does not say so.
+            (Call::Pin { .. } | Call::Unpin { .. }, Ok(()), _) => Ok(Outcome::Done(1)),
+            _ => self.outcome(result),
+        }
+    }
+
+    /// Makes a call on the hypervisor, as whoever makes it.
+    pub(crate) fn real(&mut self, call: Call) -> Result<Outcome, Failure> {
+        if let Some(plain) = self.plain(call) {
+            let answer = self.deed.call(plain)?;
+            return self.read(call, answer);
+        }
+        match call {
+            Call::VmCreate { protected, immediate, root } => {
+                self.create(protected, immediate, self.world.pfn.saturating_add(root))
             }
-            Call::QueryPage { pfn: page } => {
-                let Answer::Served(result) = self.deed.call(HostCall::QueryPage { pfn: pfn(page) })? else {
-                    return Err(failure!("it is not served"));
-                };
-                match (result.outcome, HostState::from_word(result.values[0])) {
-                    (Ok(()), Some(state)) => Ok(Outcome::Page(state, result.values[1] == 1)),
-                    _ => self.outcome(result),
-                }
-            }
-            Call::VmCreate { protected, immediate, root } => self.create(protected, immediate, pfn(root)),
             Call::UnshareAck { vm, vcpu } => {
                 let lives = self.state.vms.get(usize::from(vm)).is_some_and(|vm| vm.phase == Phase::Live);
                 if lives && usize::from(vcpu) < VCPUS {
                     let by_run = self.chooser.dice.below(4) == 0;
                     self.acknowledge(vm, vcpu, by_run)
                 } else {
-                    self.host_call(HostCall::UnshareAck { vm: handle(vm), vcpu: vcpu.into() })
+                    self.host_call(HostCall::UnshareAck { vm: self.handle(vm), vcpu: vcpu.into() })
                 }
             }
             Call::VmTeardownStart { vm } => {
-                let outcome = self.host_call(HostCall::VmTeardownStart { vm: handle(vm) })?;
+                let outcome = self.host_call(HostCall::VmTeardownStart { vm: self.handle(vm) })?;
                 if let Outcome::Done(_) = outcome {
                     self.take_image_back(vm)?;
                 }
                 Ok(outcome)
             }
             Call::VmTeardownFinish { vm } => self.finish(vm),
-            Call::Pin { pfn: page } => Ok(one(self.host_call(HostCall::TestPin { pfn: pfn(page) })?)),
-            Call::Unpin { pfn: page } => Ok(one(self.host_call(HostCall::TestUnpin { pfn: pfn(page) })?)),
             Call::Share { vm, .. }
             | Call::Unshare { vm, .. }
             | Call::Relinquish { vm, .. }
@@ -92,9 +97,7 @@ impl Play<'_> {
             | Call::GuardUnmap { vm, .. } => self.guest_acts(vm, Act::Call(call)),
             Call::GuestStore { vm, gfn } => self.guest_store(vm, gfn, call),
             Call::HostStore { pfn: page } => self.host_store(page as usize),
-            Call::Map { .. } | Call::Unmap { .. } | Call::Hold { .. } | Call::Release { .. } => {
-                Err(failure!("the host's books are not the hypervisor's"))
-            }
+            _ => Err(failure!("the host's books are not the hypervisor's")),
         }
     }
 
@@ -203,9 +206,4 @@ impl Play<'_> {
             _ => None,
         }
     }
-}
-
-/// The outcome of a call about one page that does not say so.
-fn one(outcome: Outcome) -> Outcome {
-    if let Outcome::Done(_) = outcome { Outcome::Done(1) } else { outcome }
 }

@@ -24,6 +24,8 @@ pub(crate) struct Supply {
     /// Pages of the guests' image as the guests get it, and a place for each guest.
     image: u64,
     places: u64,
+    /// The page of [`flag`](Self::flag).
+    flag: u64,
     /// Single pages.
     single: Vec<u64>,
     /// Pages that nobody had yet.
@@ -39,6 +41,7 @@ impl Supply {
     pub(crate) fn new(deed: &Deed, series: &mut Series) -> Result<Self, Failure> {
         let image = deed.alloc(IMAGE_PAGES)?;
         let places = deed.alloc(IMAGE_PAGES * V as u64)?;
+        let flag = deed.alloc(1)?;
         let next = deed.alloc(SPARE)?;
         let mut pages = deed.stats()?.free.next_power_of_two() / 2;
         let windows = loop {
@@ -52,7 +55,7 @@ impl Supply {
         let single = Vec::with_capacity(SPARE as usize);
         let window = (windows + P as u64).next_multiple_of(REGION) - P as u64 / 2;
         let (end, windows_end) = (next + SPARE, windows + pages);
-        let supply = Self { image, places, single, next, end, window, windows_end };
+        let supply = Self { image, places, flag, single, next, end, window, windows_end };
         write_image(deed, series, supply.image)?;
         Ok(supply)
     }
@@ -67,6 +70,11 @@ impl Supply {
         deed.series(series)?;
         let copied = (0..IMAGE_PAGES as usize).all(|at| series.copied(at));
         if copied { Ok(place) } else { Err(failure!("the host cannot write pages that are its own")) }
+    }
+
+    /// A word that is the host's for ever and of no other use.
+    pub(crate) fn flag(&self) -> u64 {
+        self.flag << 12
     }
 
     /// First page of the window that is in use.

@@ -15,6 +15,8 @@ const REMEMBERED: usize = 512;
 pub(crate) enum Deed {
     /// A call of the specification.
     Call(Call, Outcome),
+    /// Two, made at the same time, in the order in which they took effect.
+    Together([(Call, Outcome); 2]),
     /// Another access of a guest.
     Access {
         /// The VM.
@@ -61,6 +63,15 @@ impl Tale {
         self.calls += 1;
     }
 
+    /// Two calls were made at the same time, and took effect in this order.
+    pub(crate) fn note_together(&mut self, calls: [(Call, Outcome); 2]) {
+        self.note(Deed::Together(calls));
+        self.calls += 1;
+        for (call, outcome) in calls {
+            self.pairs[call.kind()][outcome.kind()] += 1;
+        }
+    }
+
     /// A call of the specification was made.
     pub(crate) fn note_call(&mut self, call: Call, outcome: Outcome) {
         self.note(Deed::Call(call, outcome));
@@ -78,6 +89,12 @@ impl Tale {
             match self.story[at % REMEMBERED] {
                 Some(Deed::Call(call, outcome)) => {
                     steps.tell(format_args!("  {}: {call} -> {outcome}", at + 1));
+                }
+                Some(Deed::Together([(call, outcome), (next, its)])) => {
+                    steps.tell(format_args!(
+                        "  {}: {call} -> {outcome}, and on another CPU at once {next} -> {its}",
+                        at + 1
+                    ));
                 }
                 Some(other) => steps.tell(format_args!("  {}: {other:x?}", at + 1)),
                 None => {}

@@ -6,7 +6,7 @@ use guest_stub::protocol::player::RET;
 use host_programs::deed::{Answer, Touch};
 use host_programs::{Failure, failure};
 use spec::State;
-use spec::state::{Content, HostEntry};
+use spec::state::{Content, HostEntry, Page};
 
 use crate::play::{G, P, Play, V};
 
@@ -89,6 +89,27 @@ impl Play<'_> {
         looks.into_iter().flatten().try_for_each(|look| self.judge(slot, look))
     }
 
+    /// What TEST_PAGE must say of such a page: host's state, owner, VM, guest page, whether EL2 maps it.
+    fn words_of(&self, page: &Page) -> [u64; 5] {
+        let (vm, gfn) = match page.host {
+            HostEntry::Guest { vm, gfn } => (self.handle(vm).to_word(), self.world.gfn + u64::from(gfn)),
+            _ => (0, 0),
+        };
+        [page.host_state() as u64, page.owner() as u64, vm, gfn, u64::from(page.mapped_at_el2())]
+    }
+
+    /// Whether the hypervisor is in the first of two states and not in the second, by the first page of which they say
+    /// different things. An error if there is no such page.
+    pub(crate) fn is_in(&self, one: &State<P, V, G>, other: &State<P, V, G>) -> Result<bool, Failure> {
+        let mut pages = (0..).zip(one.pages.iter().zip(&other.pages));
+        let different = pages.find(|(_, (one, other))| self.words_of(one) != self.words_of(other));
+        let Some((page, (one, _))) = different else {
+            return Err(failure!("no page tells the states apart"));
+        };
+        let answer = self.deed.call(HostCall::TestPage { pfn: self.world.pfn + page })?;
+        Ok(words(answer) == Some(self.words_of(one)))
+    }
+
     fn judge(&mut self, slot: usize, look: Look) -> Result<(), Failure> {
         let page = self.state.pages[look.page];
         let differs = |what: &str, real: &dyn core::fmt::Display, expected: &dyn core::fmt::Display| {
@@ -98,14 +119,8 @@ impl Play<'_> {
                 page.host
             )
         };
-        let (vm, gfn) = match page.host {
-            HostEntry::Guest { vm, gfn } => (self.handle(vm).to_word(), self.world.gfn + u64::from(gfn)),
-            _ => (0, 0),
-        };
-        let expected =
-            [page.host_state() as u64, page.owner() as u64, vm, gfn, u64::from(page.mapped_at_el2())];
+        let expected = self.words_of(&page);
         let real = self.series.answer(look.state);
-        let words = |answer: Answer| answer.ok().and_then(|result| result.values.first_chunk::<5>().copied());
         if words(real) != Some(expected) {
             return Err(differs(
                 "host's state, owner, VM, guest page, EL2",
@@ -142,6 +157,11 @@ impl Play<'_> {
             Some(touch) => Err(differs("the host writes it", &touch, &"an abort")),
         }
     }
+}
+
+/// What TEST_PAGE says.
+fn words(answer: Answer) -> Option<[u64; 5]> {
+    answer.ok().and_then(|result| result.values.first_chunk::<5>().copied())
 }
 
 /// Words in hexadecimal.
