@@ -7,7 +7,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::errno::Errno;
-use crate::machine::{Hypervisor, Memory};
+use crate::machine::Machine;
 use crate::series::{RECORD_WORDS, Record, Step};
 
 /// CPUs that the kernel starts at most, with the boot CPU.
@@ -217,7 +217,7 @@ impl Secondary {
     }
 
     /// The CPU's side: plays what it is given, and calls `wait` while there is nothing, until it is sent away.
-    pub fn serve<M: Hypervisor + Memory + ?Sized>(&self, machine: &M, wait: impl Fn()) {
+    pub fn serve<M: Machine + ?Sized>(&self, machine: &M, wait: impl Fn()) {
         self.pass(State::Coming, State::Idle);
         loop {
             match self.progress().state {
@@ -234,7 +234,7 @@ impl Secondary {
         }
     }
 
-    fn play_all<M: Hypervisor + Memory + ?Sized>(&self, machine: &M) {
+    fn play_all<M: Machine + ?Sized>(&self, machine: &M) {
         let wanted = self.wanted.load(Ordering::Relaxed);
         let past_aborts = self.past_aborts.load(Ordering::Relaxed);
         let count = self.count.load(Ordering::Relaxed) as usize;

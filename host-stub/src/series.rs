@@ -2,16 +2,16 @@
 
 use abi::host::CALL_WORDS;
 
-use crate::machine::{Abort, Hypervisor, Memory};
+use crate::machine::{Abort, Machine, Memory};
 use crate::mm::{PAGE, Pfn};
 
-/// One of a series: in what to do (0 call, 1 load, 2 store, 3 copy a page, 4 wait for a value), its arguments; out its
-/// results.
+/// One of a series: in what to do (0 call, 1 load, 2 store, 3 copy a page, 4 wait for a value, 5 call the
+/// firmware), its arguments; out its results.
 ///
 /// A call takes x0 to x6 and gives x0 to x9; a load takes an address, a store an address and a value, and both give
 /// value, 0 or 1 for an abort, ESR, FAR; a copy takes the frame numbers of source and target, and gives 0 or 1 for
 /// an abort; a wait takes an address and a value, loads until it finds the value, though not for ever, and gives what it
-/// found as a load does.
+/// found as a load does; a call of the firmware takes x0 to x3 and gives them.
 pub type Record = [u64; RECORD_WORDS];
 /// Words of a record.
 pub const RECORD_WORDS: usize = 10;
@@ -34,27 +34,34 @@ pub enum Step {
     Copy(Pfn, Pfn),
     /// Loads of 8 bytes until they give a value.
     Await(u64, u64),
+    /// An SMC with x0 to x3.
+    Smc([u64; 4]),
 }
 
 impl Step {
     /// Reads a record; `None` if there is nothing of its kind, or an address is not 8-byte aligned.
     pub fn from_record(record: &Record) -> Option<Self> {
         let [kind, call @ .., _, _] = record;
-        let [a, b, ..] = *call;
+        let [a, b, c, d, ..] = *call;
         match *kind {
             0 => Some(Self::Call(*call)),
             1 if a.is_multiple_of(8) => Some(Self::Load(a)),
             2 if a.is_multiple_of(8) => Some(Self::Store(a, b)),
             3 => Some(Self::Copy(Pfn(a), Pfn(b))),
             4 if a.is_multiple_of(8) => Some(Self::Await(a, b)),
+            5 => Some(Self::Smc([a, b, c, d])),
             _ => None,
         }
     }
 
     /// Does it. Returns its results, and the abort if an access took one.
-    pub fn perform<M: Hypervisor + Memory + ?Sized>(self, machine: &M) -> (Record, Option<Abort>) {
+    pub fn perform<M: Machine + ?Sized>(self, machine: &M) -> (Record, Option<Abort>) {
         let (value, outcome) = match self {
             Self::Call(words) => return (machine.call_words(&words), None),
+            Self::Smc(words) => {
+                let [x0, x1, x2, x3] = machine.smc(words);
+                return ([x0, x1, x2, x3, 0, 0, 0, 0, 0, 0], None);
+            }
             Self::Load(address) => (0, machine.load(address)),
             Self::Store(address, value) => (value, machine.store(address, value).map(|()| value)),
             Self::Await(address, value) => (0, wait_for(machine, address, value)),
@@ -104,7 +111,8 @@ mod tests {
         assert_eq!(Step::from_record(&record(2, 8, 5)), Some(Step::Store(8, 5)));
         assert_eq!(Step::from_record(&record(3, 8, 5)), Some(Step::Copy(Pfn(8), Pfn(5))));
         assert_eq!(Step::from_record(&record(4, 8, 5)), Some(Step::Await(8, 5)));
-        for bad in [record(1, 4, 0), record(2, 12, 0), record(4, 4, 0), record(5, 0, 0)] {
+        assert_eq!(Step::from_record(&record(5, 8, 5)), Some(Step::Smc([8, 5, 0, 0])));
+        for bad in [record(1, 4, 0), record(2, 12, 0), record(4, 4, 0), record(6, 0, 0)] {
             assert_eq!(Step::from_record(&bad), None);
         }
     }

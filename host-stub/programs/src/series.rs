@@ -71,6 +71,11 @@ impl Series {
         self.push([4, address, value, 0, 0, 0, 0, 0, 0, 0])
     }
 
+    /// Adds SMC #0 with these registers.
+    pub fn smc(&mut self, [a, b, c, d]: [u64; 4]) -> usize {
+        self.push([5, a, b, c, d, 0, 0, 0, 0, 0])
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.count = 0;

@@ -7,7 +7,7 @@
 use super::boot::hypervisor;
 use super::features::Features;
 use super::panic::is_panicking;
-use super::{cache, exceptions, host, id_registers, mmu, power};
+use super::{cache, exceptions, host, id_registers, layout, mmu, power};
 use crate::addr::Pfn;
 use crate::cpus::{AFFINITY, Cpus, Start};
 use crate::psci::{Power, loses_registers};
@@ -65,7 +65,11 @@ pub fn host_power(power: Power) -> u64 {
         Power::On { target, start } => {
             CPUS.turn_on(target, start, |index| power::call(psci::CPU_ON, [target, entry, index as u64]))
         }
-        Power::Off => CPUS.turn_off(own, || power::call(psci::CPU_OFF, [0; 3])),
+        Power::Off => CPUS.turn_off(own, || {
+            // The stack is of no use to a CPU that is off, and whoever ends the machine zeroes its own alone.
+            layout::forget_stack(own);
+            power::call(psci::CPU_OFF, [0; 3])
+        }),
         Power::Suspend { state, start } => {
             CPUS.suspend(own, start, || power::call(psci::CPU_SUSPEND, [state.into(), entry, own as u64]))
         }

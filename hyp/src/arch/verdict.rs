@@ -7,7 +7,7 @@ use crate::Hypervisor;
 use crate::boot::plan::MAX_NONCE;
 use crate::psci::End;
 use arrayvec::ArrayString;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
 use spin::Once;
 
 static NONCE: Once<ArrayString<MAX_NONCE>> = Once::new();
@@ -17,8 +17,16 @@ pub fn set_nonce(nonce: ArrayString<MAX_NONCE>) {
     NONCE.call_once(|| nonce);
 }
 
-/// Wipes what guests own, prints the verdict, and relays the call to the firmware.
+/// Whether a CPU ends the run.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Wipes what guests own, prints the verdict, and relays the call to the firmware. A CPU that comes second stops here.
 pub fn end_run(hypervisor: &Hypervisor<El2>, end: End) -> ! {
+    let cpu = super::exceptions::this_cpu();
+    if ENDING.swap(true, Ordering::Relaxed) {
+        super::layout::forget_stack(cpu);
+        power::park();
+    }
     let wiped = hypervisor.wipe_all_guests();
     if wiped != 0 {
         log::info!("wiped {wiped} pages that guests still owned");
@@ -35,7 +43,7 @@ pub fn end_run(hypervisor: &Hypervisor<El2>, end: End) -> ! {
             oracle_words(),
         );
     }
-    super::layout::forget_stack(super::exceptions::this_cpu());
+    super::layout::forget_stack(cpu);
     power::end(end)
 }
 

@@ -1,5 +1,5 @@
 //! Another CPU goes on using pages while this one changes whose they are, each story as the argument says:
-//! `pages`, `blocks`, `guests`, `unshare`, `stress`, `power`.
+//! `pages`, `blocks`, `guests`, `unshare`, `stress`, `power`, `end`.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

@@ -1,15 +1,36 @@
 //! CPUs go and come while it changes whose pages are.
 
 use abi::{HostCall, VmFlags};
-use host_programs::Failure;
 use host_programs::cpu::Cpu;
 use host_programs::deed::{Deed, Touch};
 use host_programs::raw_vm::RawVm;
+use host_programs::series::Series;
 use host_programs::steps::Steps;
+use host_programs::{Failure, failure};
 
 /// Times that each CPU goes and comes.
 const ROUNDS: u64 = 20;
 const GFN: u64 = 0x8_0000;
+
+/// Two CPUs turn the machine off at once: it ends once. Returns only if neither can.
+pub(crate) fn end_together(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
+    steps.tell("Both CPUs turn the machine off, at the same time.");
+    let mut cpu = Cpu::on(deed, 1)?;
+    let flag = deed.alloc(1)? << 12;
+    let stored = deed.store(flag, 0)?;
+    let off = [abi::psci::SYSTEM_OFF.into(), 0, 0, 0];
+    let series = cpu.series();
+    series.wait_for(flag, 1);
+    series.smc(off);
+    cpu.play(1, false)?;
+    let mut own = Series::default();
+    own.store(flag, 1);
+    own.smc(off);
+    steps.check("both-cpus-are-ready", Touch::Done(0), stored, stored == Touch::Done(0));
+    steps.finish();
+    deed.series(&mut own)?;
+    Err(failure!("the machine goes on"))
+}
 
 /// Turns every other CPU off and on, again and again.
 pub(crate) fn go_and_come(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {

@@ -22,6 +22,7 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
         [_, "guests"] => guests::lose(&deed, steps)?,
         [_, "unshare"] => guests::unshare(&deed, steps)?,
         [_, "stress"] => stress::contend(&deed, steps)?,
+        [_, "end"] => return power::end_together(&deed, steps),
         [_, "power"] => power::go_and_come(&deed, steps)?,
         _ => return Err(failure!("there is no story {arguments:?}")),
     }
