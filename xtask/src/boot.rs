@@ -4,6 +4,7 @@ use crate::aftermath::Aftermath;
 use crate::console::{Console, Ending, Expectation};
 use crate::devicetree;
 use crate::elf;
+use crate::entries;
 use crate::images::{Builder, Images};
 use crate::linux;
 use crate::oracle;
@@ -101,6 +102,8 @@ struct Start<'a> {
     /// Given to the program, if RAM is searched.
     secret_nonce: Option<u64>,
     ram: Option<RamFile>,
+    /// Without the hypervisor.
+    alone: bool,
 }
 
 /// Builds the images and boots a scenario, then its control image where it has one.
@@ -122,13 +125,18 @@ pub(crate) fn scenario(
     );
     let mut scenario = scenario.clone();
     if let Some(end) = &scenario.linux {
-        scenario.payload = Some(linux::payload(tree, end)?);
+        scenario.payload = Some(linux::payload(tree, scenario.kernel, end)?);
     }
     let scenario = &scenario;
     let mut began = Instant::now();
     let start = Start::new(tree, &images, scenario, machine)?;
     let log = log_of(tree, options);
-    let (console, ending) = start.run(tree, options, &log)?;
+    // QEMU writes one log: here none is wanted yet.
+    let exceptions =
+        (scenario.linux.is_some() && options.more.is_empty()).then(|| log.with_extension("exceptions"));
+    let mut with_log = options.clone();
+    with_log.more.extend(exceptions.iter().flat_map(|log| entries::qemu_options(log)));
+    let (console, ending) = start.run(tree, &with_log, &log)?;
 
     let steps = scenario.expected_steps(test_calls);
     let stop = scenario.stop.as_ref();
@@ -141,10 +149,20 @@ pub(crate) fn scenario(
     if scenario.walk.is_some() {
         checks.push(aftermath.walk());
     }
+    if let Some(exceptions) = exceptions {
+        checks.push(entries::check(&std::fs::read_to_string(&exceptions)?, &console));
+        std::fs::remove_file(exceptions)?;
+    }
     if options.oracle && scenario.stop.is_none() {
         checks.push(oracle::check(&console, !scenario.parallel));
     }
-    drop(start);
+    if scenario.alone {
+        let alone = Start { alone: true, ..start };
+        let (without, ending) = alone.run(tree, options, &log.with_extension("alone.log"))?;
+        checks.push(cost_of_deed(&console, &without, ending));
+    } else {
+        drop(start);
+    }
     let mut duration = began.elapsed();
 
     if let (Some(control), true) = (&scenario.control, options.control) {
@@ -164,6 +182,20 @@ pub(crate) fn scenario(
     Ok(Outcome { checks, console, hyp_elf: images.hyp_elf, duration, log })
 }
 
+/// Compares the only row of a host's boot with that of its boot without Deed.
+fn cost_of_deed(with: &Console, without: &Console, ending: Ending) -> Check {
+    let (observed, pass) = match (with.rows.as_slice(), without.rows.as_slice(), ending) {
+        ([with], [without], Ending::Status(0)) => (
+            format!("{} with Deed, {} without", with.min, without.min),
+            with.min.saturating_mul(100) <= without.min.saturating_mul(101),
+        ),
+        (with, without, _) => {
+            (format!("{} rows with Deed, {} without, {ending:?}", with.len(), without.len()), false)
+        }
+    };
+    Check::new("instructions", "at most 1 % more than without Deed", observed, pass)
+}
+
 fn log_of(tree: &Tree, options: &Options) -> PathBuf {
     tree.results().join(format!("{}.log", options.label))
 }
@@ -181,11 +213,12 @@ impl<'a> Start<'a> {
         let is_read = scenario.search.is_some() || scenario.walk.is_some();
         let ram = is_read.then(|| RamFile::create(&tree.results(), machine.memory_bytes()?)).transpose()?;
         let secret_nonce = scenario.search.is_some().then(secret::nonce).transpose()?;
-        Ok(Self { images, scenario, machine, nonce: secret::nonce()?, secret_nonce, ram })
+        Ok(Self { images, scenario, machine, nonce: secret::nonce()?, secret_nonce, ram, alone: false })
     }
 
     fn command(&self, gdb: bool, counts: bool) -> Command {
-        let mut board = "virt,virtualization=on,gic-version=3,its=off,dtb-randomness=off".to_owned();
+        let el2 = if self.alone { "off" } else { "on" };
+        let mut board = format!("virt,virtualization={el2},gic-version=3,its=off,dtb-randomness=off");
         if self.machine.cpu == "max" {
             // With memory for tags. Without it QEMU hides what Deed is to hide.
             board += ",mte=on";
@@ -218,14 +251,31 @@ impl<'a> Start<'a> {
         command.args(["-machine", &board, "-cpu", &cpu, "-smp", &self.machine.smp.to_string()]);
         command.args(["-m", &self.machine.memory, "-nic", "none", "-no-reboot"]);
         command.args(["-display", "none", "-monitor", "none", "-serial", "stdio"]);
+        if self.alone {
+            self.load_host_alone(&mut command);
+        } else {
+            self.load_under_deed(&mut command);
+        }
+        if gdb {
+            command.args(["-S", "-gdb", "tcp:localhost:1234"]);
+        }
+        command
+    }
+
+    /// The host, its ramdisk and its boot arguments.
+    fn host(&self) -> (&std::path::Path, Option<&std::path::Path>, String) {
+        match &self.scenario.payload {
+            Some(payload) => (&payload.host, payload.ramdisk.as_deref(), payload.append.clone()),
+            None => (&self.images.host, Some(&self.images.ramdisk), self.host_args()),
+        }
+    }
+
+    fn load_under_deed(&self, command: &mut Command) {
         command.arg("-kernel").arg(&self.images.hyp);
         let append = format!("deed.nonce={:016x} {}", self.nonce, self.scenario.boot.append);
         command.arg("-append").arg(append.trim_end());
         let boot = &self.scenario.boot;
-        let (kernel, initrd, args) = match &self.scenario.payload {
-            Some(payload) => (&payload.host, payload.ramdisk.as_ref(), payload.append.clone()),
-            None => (&self.images.host, Some(&self.images.ramdisk), self.host_args()),
-        };
+        let (kernel, initrd, args) = self.host();
         let text = |text: &str| text.replace(',', ",,");
         let (kernel, args) = (text(&kernel.to_string_lossy()), text(&args));
         let host = format!("guest-loader,addr={:#x},kernel={kernel},bootargs={args}", boot.host);
@@ -234,10 +284,14 @@ impl<'a> Start<'a> {
             let initrd = text(&initrd.to_string_lossy());
             command.args(["-device", &format!("guest-loader,addr={:#x},initrd={initrd}", boot.ramdisk)]);
         }
-        if gdb {
-            command.args(["-S", "-gdb", "tcp:localhost:1234"]);
+    }
+
+    fn load_host_alone(&self, command: &mut Command) {
+        let (kernel, initrd, args) = self.host();
+        command.arg("-kernel").arg(kernel).args(["-append", &args]);
+        if let Some(initrd) = initrd {
+            command.arg("-initrd").arg(initrd);
         }
-        command
     }
 
     /// The host's boot arguments: its first program, and behind `--` that program's arguments.
@@ -408,7 +462,7 @@ mod tests {
             programs: vec!["p".into()],
         };
         let (images, scenario, machine) = (&images, &scenario, &machine);
-        test(&Start { images, scenario, machine, nonce: 0xab, secret_nonce, ram: None });
+        test(&Start { images, scenario, machine, nonce: 0xab, secret_nonce, ram: None, alone: false });
     }
 
     #[test]

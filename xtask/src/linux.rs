@@ -1,4 +1,4 @@
-//! Debian's Linux kernel as the host: fetched once into a cache, with a static busybox, and started with the first
+//! Debian's Linux kernels as the host: fetched once into a cache, with a static busybox, and started with the first
 //! program of `qemu/linux/init`.
 //!
 //! The packages come from Debian's archive by `apt-get download`, under a state of its own: neither the system's list of
@@ -9,14 +9,51 @@ use crate::scenario::Payload;
 use crate::tree::Tree;
 use crate::ui::Task;
 use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Debian 13, whose kernel is 6.12.
-const SUITE: &str = "trixie";
-/// The kernel's packages: this, a version, and the flavour.
-const KERNEL: (&str, &str) = ("linux-image-6.12.", "-cloud-arm64");
+/// Which kernel, as a scenario names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Kernel {
+    /// 6.12, of Debian 13.
+    #[default]
+    Stable,
+    /// The newest that Debian has.
+    Newest,
+}
+
+impl Kernel {
+    /// Debian's suite.
+    fn suite(self) -> &'static str {
+        match self {
+            Self::Stable => "trixie",
+            Self::Newest => "sid",
+        }
+    }
+
+    /// How the names of its packages begin, before the version: those that hold the kernel itself.
+    fn package(self) -> &'static str {
+        match self {
+            Self::Stable => "linux-image-6.12.",
+            Self::Newest => "linux-binary-",
+        }
+    }
+
+    /// Name of the file in the cache.
+    fn file(self) -> &'static str {
+        match self {
+            Self::Stable => "kernel",
+            Self::Newest => "kernel-newest",
+        }
+    }
+}
+
+/// The flavour, with which the names of the packages end.
+const FLAVOUR: &str = "-cloud-arm64";
 const BUSYBOX: &str = "busybox-static";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// The first program, in the checkout.
@@ -24,62 +61,65 @@ const INIT: &str = "qemu/linux/init";
 
 /// The kernel and busybox could not be had: there is no Debian, or no network.
 #[derive(Debug)]
-pub(crate) struct Unavailable(anyhow::Error);
+struct Unavailable(anyhow::Error);
 
 impl Unavailable {
     /// Why, in one line.
-    pub(crate) fn reason(&self) -> String {
+    fn reason(&self) -> String {
         format!("{:#}", self.0)
     }
 }
 
-/// Gets what is missing in the cache.
+/// Gets what is missing of them in the cache.
 ///
 /// # Errors
 /// [`Unavailable`], with nothing half done left in the cache.
-pub(crate) fn fetch(tree: &Tree) -> Result<(), Unavailable> {
+fn fetch(tree: &Tree, kernel: Kernel) -> Result<(), Unavailable> {
     let cache = cache_of(tree);
-    if [kernel_of(tree), busybox_of(tree)].iter().all(|file| file.is_file()) {
+    if [cache.join(kernel.file()), cache.join("busybox")].iter().all(|file| file.is_file()) {
         return Ok(());
     }
-    let task = Task::begin(format!("fetching Debian's kernel {}x{} and {BUSYBOX}", KERNEL.0, KERNEL.1));
-    download(&cache).map_err(Unavailable)?;
+    let (package, suite) = (kernel.package(), kernel.suite());
+    let task = Task::begin(format!("fetching {package}x{FLAVOUR} and {BUSYBOX} of Debian {suite}"));
+    download(&cache, kernel).map_err(Unavailable)?;
     task.done("fetched");
     Ok(())
 }
 
+/// Gets these kernels; returns those that cannot be had, and why.
+pub(crate) fn missing(tree: &Tree, kernels: impl Iterator<Item = Kernel>) -> BTreeMap<Kernel, String> {
+    let kernels: BTreeSet<Kernel> = kernels.collect();
+    kernels
+        .into_iter()
+        .filter_map(|kernel| fetch(tree, kernel).err().map(|unavailable| (kernel, unavailable.reason())))
+        .collect()
+}
+
 /// The host with its ramdisk, which is written anew. At its end it turns the machine off, or does what else
 /// `qemu/linux/init` knows by this name.
-pub(crate) fn payload(tree: &Tree, end: &str) -> Result<Payload> {
-    if let Err(unavailable) = fetch(tree) {
+pub(crate) fn payload(tree: &Tree, kernel: Kernel, end: &str) -> Result<Payload> {
+    if let Err(unavailable) = fetch(tree, kernel) {
         bail!("Linux cannot be had: {}", unavailable.reason());
     }
+    let cache = cache_of(tree);
     let mut archive = Archive::default();
     for folder in ["bin", "dev", "proc", "sys"] {
         archive.directory(folder);
     }
-    archive.file("bin/busybox", &fs::read(busybox_of(tree))?);
+    archive.file("bin/busybox", &fs::read(cache.join("busybox"))?);
     archive.file("init", &fs::read(tree.root.join(INIT)).with_context(|| INIT.to_owned())?);
-    let ramdisk = cache_of(tree).join("ramdisk.cpio");
+    let ramdisk = cache.join("ramdisk.cpio");
     fs::write(&ramdisk, archive.finish())?;
     let append = format!("console=ttyAMA0 quiet end={end}");
-    Ok(Payload { host: kernel_of(tree), ramdisk: Some(ramdisk), append })
+    Ok(Payload { host: cache.join(kernel.file()), ramdisk: Some(ramdisk), append })
 }
 
 fn cache_of(tree: &Tree) -> PathBuf {
     tree.target.join("linux")
 }
 
-fn kernel_of(tree: &Tree) -> PathBuf {
-    cache_of(tree).join("kernel")
-}
-
-fn busybox_of(tree: &Tree) -> PathBuf {
-    cache_of(tree).join("busybox")
-}
-
 /// Downloads the packages into the cache and takes the two files out of them.
-fn download(cache: &Path) -> Result<()> {
+fn download(cache: &Path, kernel: Kernel) -> Result<()> {
     let cache = std::path::absolute(cache)?;
     let work = cache.join("apt");
     // What an earlier try has left is of no use.
@@ -90,7 +130,8 @@ fn download(cache: &Path) -> Result<()> {
         fs::create_dir_all(work.join(folder))?;
     }
     ensure!(Path::new(KEYRING).is_file(), "there is no {KEYRING}: the packages cannot be checked");
-    let source = format!("deb [signed-by={KEYRING}] http://deb.debian.org/debian {SUITE} main\n");
+    let suite = kernel.suite();
+    let source = format!("deb [signed-by={KEYRING}] http://deb.debian.org/debian {suite} main\n");
     fs::write(work.join("sources.list"), source)?;
     fs::write(work.join("status"), "")?;
     fs::write(work.join("apt.conf"), configuration(&work))?;
@@ -100,9 +141,9 @@ fn download(cache: &Path) -> Result<()> {
         output(command)
     };
     apt("apt-get", &["update", "-qq"])?;
-    let names = apt("apt-cache", &["pkgnames", KERNEL.0])?;
-    let kernel = newest(&names).context("the archive has no such kernel")?;
-    let packages = [kernel, BUSYBOX].map(|package| format!("{package}:arm64"));
+    let names = apt("apt-cache", &["pkgnames", kernel.package()])?;
+    let package = newest(&names, kernel).context("the archive has no such kernel")?;
+    let packages = [package, BUSYBOX].map(|package| format!("{package}:arm64"));
     apt("apt-get", &["download", "-qq", &packages[0], &packages[1]])?;
     for entry in fs::read_dir(&work)? {
         let package = entry?.path();
@@ -113,12 +154,11 @@ fn download(cache: &Path) -> Result<()> {
         }
     }
     let unpacked = work.join("unpacked");
-    let release = kernel.strip_prefix("linux-image-").unwrap_or(kernel);
     // Moved and not copied: a file in the cache is whole.
     fs::rename(unpacked.join("usr/bin/busybox"), cache.join("busybox"))
         .context("no busybox in its package")?;
-    fs::rename(unpacked.join(format!("boot/vmlinuz-{release}")), cache.join("kernel"))
-        .context("no kernel in its package")?;
+    let image = image_in(&unpacked).context("no kernel in its package")?;
+    fs::rename(image, cache.join(kernel.file()))?;
     fs::remove_dir_all(&work)?;
     Ok(())
 }
@@ -143,13 +183,30 @@ fn configuration(work: &Path) -> String {
     .join("\n")
 }
 
-/// The kernel of the highest version among names of packages.
-fn newest(names: &str) -> Option<&str> {
+/// The kernel's file, which newer packages have among its modules: `boot/vmlinuz-RELEASE`, or
+/// `usr/lib/modules/RELEASE/vmlinuz`.
+fn image_in(unpacked: &Path) -> Option<PathBuf> {
+    let entries = |folder: &str| fs::read_dir(unpacked.join(folder)).into_iter().flatten().flatten();
+    let in_boot = entries("boot").map(|entry| entry.path());
+    let in_boot = in_boot
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")));
+    let with_modules = entries("usr/lib/modules").map(|entry| entry.path().join("vmlinuz"));
+    in_boot.chain(with_modules).find(|path| path.is_file())
+}
+
+/// The package of the highest version among these names.
+fn newest(names: &str, kernel: Kernel) -> Option<&str> {
     let numbers = |name: &str| -> Vec<u64> {
         name.split(|byte: char| !byte.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect()
     };
-    let kernels = names.lines().filter(|name| name.starts_with(KERNEL.0) && name.ends_with(KERNEL.1));
-    kernels.max_by_key(|name| numbers(name))
+    // What follows is a version, and not that of a release candidate.
+    let fits = |name: &&str| {
+        let version = name.strip_prefix(kernel.package()).and_then(|rest| rest.strip_suffix(FLAVOUR));
+        version.is_some_and(|version| {
+            version.starts_with(|first: char| first.is_ascii_digit()) && !version.contains("-rc")
+        })
+    };
+    names.lines().filter(fits).max_by_key(|name| numbers(name))
 }
 
 /// Runs a program to its end; what it printed, or what it complained of.
@@ -172,8 +229,11 @@ mod tests {
         let names = "linux-image-6.12.9+deb13-cloud-arm64\nlinux-image-6.12.117+deb13-cloud-arm64\n\
                      linux-image-6.12.117+deb13-cloud-arm64-dbg\nlinux-image-6.12.200+deb13-arm64\n\
                      linux-image-6.12.107+deb13-cloud-arm64\n";
-        assert_eq!(newest(names), Some("linux-image-6.12.117+deb13-cloud-arm64"));
-        assert_eq!(newest("linux-image-6.12.9+deb13-cloud-arm64-unsigned"), None);
+        assert_eq!(newest(names, Kernel::Stable), Some("linux-image-6.12.117+deb13-cloud-arm64"));
+        assert_eq!(newest("linux-image-6.12.9+deb13-cloud-arm64-unsigned", Kernel::Stable), None);
+        let names = "linux-binary-7.1.9+deb14-cloud-arm64\nlinux-binary-7.2.3+deb14-cloud-arm64\n\
+                     linux-binary-unsigned-7.2.3+deb14-cloud-arm64\nlinux-binary-7.3-rc1-cloud-arm64\nlinux-binary-7.2.4+deb14-arm64\n";
+        assert_eq!(newest(names, Kernel::Newest), Some("linux-binary-7.2.3+deb14-cloud-arm64"));
     }
 
     #[test]

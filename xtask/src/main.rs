@@ -23,6 +23,7 @@ mod console;
 mod cpio;
 mod devicetree;
 mod elf;
+mod entries;
 mod images;
 mod libtest;
 mod linux;

@@ -1,6 +1,7 @@
 //! The files of `qemu/scenarios`: one boot each. `qemu/README.md` says what every key means.
 
 use crate::devicetree::Edit;
+use crate::linux::Kernel;
 use crate::tree::Tree;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
@@ -27,6 +28,9 @@ pub(crate) struct Scenario {
     pub(crate) args: Vec<String>,
     /// The host is Debian's Linux, and this is what it does at its end (`end=` of `qemu/linux/init`).
     pub(crate) linux: Option<String>,
+    /// Which of Debian's kernels.
+    #[serde(default)]
+    pub(crate) kernel: Kernel,
     #[serde(default = "default_timeout")]
     pub(crate) timeout: u64,
     memory: Option<String>,
@@ -34,6 +38,9 @@ pub(crate) struct Scenario {
     smp: Option<u32>,
     #[serde(default)]
     pub(crate) features: Vec<String>,
+    /// The host is booted once more without Deed, and may take at most one instruction in a hundred more with it.
+    #[serde(default)]
+    pub(crate) alone: bool,
     /// The counter advances by one for each instruction.
     #[serde(default)]
     pub(crate) counted: bool,
@@ -217,6 +224,10 @@ impl Scenario {
             !(scenario.counted && scenario.parallel),
             "where instructions are counted, one CPU runs at a time"
         );
+        ensure!(
+            !scenario.alone || (scenario.counted && scenario.linux.is_some()),
+            "only Linux runs without Deed, and only counted instructions can be compared"
+        );
         if scenario.control.is_some() && scenario.search.is_none() {
             bail!("[control] without [search] shows nothing");
         }
@@ -243,6 +254,11 @@ impl Scenario {
             cpu: text(&by_hand.cpu, &self.cpu, "cortex-a76"),
             smp: by_hand.smp.or(self.smp).unwrap_or(2),
         }
+    }
+
+    /// The kernel of Debian's that it needs.
+    pub(crate) fn needed_kernel(&self) -> Option<Kernel> {
+        self.linux.as_ref().map(|_| self.kernel)
     }
 
     /// The steps that must be seen, each list in its order. Those that need the test calls are expected only
@@ -299,6 +315,7 @@ mod tests {
             "steps = [\"a\"]\ntest_steps = [\"a\"]",
             "timeout = 0",
             "counted = true\nparallel = true",
+            "counted = true\nalone = true",
             "[control]\nfeatures = []",
             "steps = []",
             "steps = [\"a\"]\n[stop]\nmessage = \"m\"",

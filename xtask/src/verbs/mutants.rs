@@ -4,6 +4,7 @@
 use crate::boot::{self, Options};
 use crate::images::Builder;
 use crate::libtest::{Summary, result_line, under_shuttle};
+use crate::linux;
 use crate::patch::{Catcher, Layer, Patch};
 use crate::report::{Fault, Report};
 use crate::scenario::{Overrides, Scenario};
@@ -61,6 +62,7 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
             },
         };
         let lab = Lab::new(tree, toolchain, args.verbose)?;
+        lab.leave_out_missing_hosts(&mut patches)?;
         let unfit = lab.unfit_catchers(&patches);
 
         let began = Instant::now();
@@ -112,6 +114,36 @@ impl Lab {
         };
         lab.refresh()?;
         Ok(lab)
+    }
+
+    /// Leaves out faults that only Linux shows, where that cannot be had, and says so.
+    fn leave_out_missing_hosts(&self, patches: &mut Vec<Patch>) -> Result<()> {
+        let mut kernels = Vec::new();
+        for patch in &*patches {
+            kernels.push(self.kernel_for(patch)?);
+        }
+        let missing = linux::missing(&self.tree, kernels.iter().copied().flatten());
+        let mut kernels = kernels.into_iter();
+        patches.retain(|patch| {
+            let why = kernels.next().flatten().and_then(|kernel| missing.get(&kernel));
+            if let Some(why) = why {
+                println!("skipped: {} needs Linux, which cannot be had: {why}", patch.name);
+            }
+            why.is_none()
+        });
+        Ok(())
+    }
+
+    /// The kernel without which a fault cannot be shown.
+    fn kernel_for(&self, patch: &Patch) -> Result<Option<linux::Kernel>> {
+        for catcher in &patch.catchers {
+            if let Catcher::Emulator { scenario, .. } = catcher
+                && let Some(kernel) = Scenario::load(&self.tree, scenario)?.needed_kernel()
+            {
+                return Ok(Some(kernel));
+            }
+        }
+        Ok(None)
     }
 
     /// Makes the copy equal to the checkout. Files that are equal already keep their times, so that cargo

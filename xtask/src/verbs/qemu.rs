@@ -2,7 +2,7 @@
 
 use crate::boot::{self, Options};
 use crate::images::Builder;
-use crate::linux;
+use crate::linux::{self, Kernel};
 use crate::report::Report;
 use crate::scenario::{Overrides, Payload, Scenario};
 use crate::toolchain::{Need, Toolchain, is_attended};
@@ -12,7 +12,10 @@ use anyhow::{Result, ensure};
 use std::path::{Path, PathBuf};
 
 /// The name of Debian's kernel as a host.
-const LINUX: &str = "linux";
+const LINUX: [(&str, Kernel, &str); 2] = [
+    ("linux", Kernel::Stable, "linux-is-the-host"),
+    ("linux-newest", Kernel::Newest, "the-newest-linux-is-the-host"),
+];
 
 /// Boot Deed in QEMU with one scenario (qemu/README.md) and check what it shows.
 ///
@@ -26,8 +29,9 @@ pub(crate) struct Args {
     /// Boot this image as the host instead of Deed's own: any that boots as an arm64 Linux kernel does at EL1.
     ///
     /// Passes if the run ends with the hypervisor's verdict: the host turns the machine off, and no step that it
-    /// prints has failed. `linux` stands for Debian's kernel, which is fetched once (Debian's apt is needed), with a
-    /// shell at a terminal; with --json, or without a terminal, it is the scenario linux-is-the-host.
+    /// prints has failed. `linux` stands for the kernel of Debian 13, `linux-newest` for the newest that Debian has: they
+    /// are fetched once (Debian's apt is needed), and have a shell at a terminal; with --json, or without a terminal, they
+    /// are the scenarios linux-is-the-host and the-newest-linux-is-the-host.
     #[arg(long, value_name = "FILE", conflicts_with = "scenario")]
     host: Option<PathBuf>,
     /// A ramdisk for that host.
@@ -71,13 +75,15 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
     Report::new("qemu").around(args.json.as_deref(), |report| {
-        let is_linux = args.host.as_deref() == Some(Path::new(LINUX));
-        let is_shell = is_linux && args.json.is_none() && is_attended();
-        let scenario = match &args.host {
-            Some(_) if is_shell => Scenario::of_payload(linux::payload(tree, "shell")?),
-            Some(_) if is_linux => Scenario::load(tree, "linux-is-the-host")?,
-            Some(host) => Scenario::of_payload(payload(host, args)?),
-            None => Scenario::load(tree, &args.scenario)?,
+        let linux = LINUX.iter().find(|(name, ..)| args.host.as_deref() == Some(Path::new(name)));
+        let is_shell = linux.is_some() && args.json.is_none() && is_attended();
+        let scenario = match (&args.host, linux) {
+            (_, Some((_, kernel, _))) if is_shell => {
+                Scenario::of_payload(linux::payload(tree, *kernel, "shell")?)
+            }
+            (_, Some((.., scenario))) => Scenario::load(tree, scenario)?,
+            (Some(host), None) => Scenario::of_payload(payload(host, args)?),
+            (None, None) => Scenario::load(tree, &args.scenario)?,
         };
         let by_hand = Overrides { memory: args.memory.clone(), cpu: args.cpu.clone(), smp: args.smp };
         let machine = scenario.machine(&by_hand);

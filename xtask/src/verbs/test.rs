@@ -137,6 +137,19 @@ fn cargo_test(
     Ok(count)
 }
 
+/// Leaves out boots of Linux kernels that cannot be had, and says so.
+pub(super) fn leave_out_missing_hosts(tree: &Tree, boots: &mut Vec<Boot>) {
+    let missing = linux::missing(tree, boots.iter().filter_map(|boot| boot.scenario.needed_kernel()));
+    for (kernel, why) in missing {
+        let before = boots.len();
+        boots.retain(|boot| boot.scenario.needed_kernel() != Some(kernel));
+        println!(
+            "\nskipped: {} boots of Linux ({kernel:?}), which cannot be had: {why}",
+            before - boots.len()
+        );
+    }
+}
+
 /// Boots every scenario on every machine that it asks for.
 fn emulator(tree: &Tree, args: &Args, toolchain: &Toolchain, steps: &mut Vec<Check>) -> Result<Count> {
     let mut boots = Vec::new();
@@ -147,14 +160,7 @@ fn emulator(tree: &Tree, args: &Args, toolchain: &Toolchain, steps: &mut Vec<Che
         }
     }
     boots.retain(|boot| args.filter.as_ref().is_none_or(|filter| boot.label.contains(filter.as_str())));
-    if boots.iter().any(|boot| boot.scenario.linux.is_some())
-        && let Err(unavailable) = linux::fetch(tree)
-    {
-        let before = boots.len();
-        boots.retain(|boot| boot.scenario.linux.is_none());
-        let skipped = before - boots.len();
-        println!("\nskipped: {skipped} boots of Linux, which cannot be had: {}", unavailable.reason());
-    }
+    leave_out_missing_hosts(tree, &mut boots);
     let mut builder = Builder::new(tree, toolchain, args.release, args.verbose);
     let began = Instant::now();
     let mut failed = Vec::new();

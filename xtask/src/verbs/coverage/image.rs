@@ -13,7 +13,7 @@ use crate::scenario::Scenario;
 use crate::toolchain::{Need, Toolchain};
 use crate::tree::Tree;
 use crate::ui::Task;
-use crate::verbs::test::boots_of;
+use crate::verbs::test::{boots_of, leave_out_missing_hosts};
 use anyhow::{Context, Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -47,26 +47,27 @@ pub(super) fn measure(tree: &Tree, args: &Args) -> Result<(Environment, Vec<Chec
     let more = text.qemu_options(&log)?;
     let mut run = BTreeSet::new();
     let mut checks = Vec::new();
+    let mut boots = Vec::new();
     for name in Scenario::names(tree)? {
-        // Other features are another image.
-        let scenario = Scenario::load(tree, &name)?;
-        let boots = boots_of(scenario, false, false).into_iter();
-        for boot in boots.filter(|boot| !boot.oracle && boot.scenario.features.is_empty()) {
-            let task = Task::begin(&boot.label);
-            let options = Options {
-                verbose: args.verbose,
-                label: format!("coverage-{}", boot.label),
-                more: more.clone(),
-                ..Options::default()
-            };
-            let machine = boot.scenario.machine(&boot.by_hand);
-            let outcome = boot::scenario(tree, &mut builder, &boot.scenario, &machine, &options)?;
-            let before = run.len();
-            run.extend(addresses(&fs::read_to_string(&log).context("QEMU wrote no log")?)?);
-            task.done(&format!("{} instructions that none ran before", run.len() - before));
-            let named = |check: Check| Check { name: format!("{}/{}", boot.label, check.name), ..check };
-            checks.extend(outcome.checks.into_iter().map(named));
-        }
+        boots.extend(boots_of(Scenario::load(tree, &name)?, false, false));
+    }
+    leave_out_missing_hosts(tree, &mut boots);
+    // Other features are another image.
+    for boot in boots.into_iter().filter(|boot| !boot.oracle && boot.scenario.features.is_empty()) {
+        let task = Task::begin(&boot.label);
+        let options = Options {
+            verbose: args.verbose,
+            label: format!("coverage-{}", boot.label),
+            more: more.clone(),
+            ..Options::default()
+        };
+        let machine = boot.scenario.machine(&boot.by_hand);
+        let outcome = boot::scenario(tree, &mut builder, &boot.scenario, &machine, &options)?;
+        let before = run.len();
+        run.extend(addresses(&fs::read_to_string(&log).context("QEMU wrote no log")?)?);
+        task.done(&format!("{} instructions that none ran before", run.len() - before));
+        let named = |check: Check| Check { name: format!("{}/{}", boot.label, check.name), ..check };
+        checks.extend(outcome.checks.into_iter().map(named));
     }
     fs::remove_file(&log)?;
     Ok((toolchain.environment(), checks, text.rows(&run)?))
