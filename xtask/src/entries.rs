@@ -8,9 +8,15 @@ use crate::report::Check;
 use std::fmt;
 use std::path::Path;
 
-/// `ESR_EL2.EC` of calls.
+/// `ESR_EL2.EC` of calls, and of an access to a system register.
 const HVC: u64 = 0x16;
 const SMC: u64 = 0x17;
+const REGISTER: u64 = 0x18;
+/// Bits of `ESR_EL2.ISS` that name such a register and say whether it is read, without the number of the target (Arm ARM
+/// D24.2.37, ISS encoding for an exception from MSR, MRS): op0, op1 and CRn, and the direction.
+const GROUP_AND_DIRECTION: u64 = 3 << 20 | 7 << 14 | 15 << 10 | 1;
+/// A read of S3_0_C0_*: the identification registers.
+const IDENTIFICATION: u64 = 3 << 20 | 1;
 /// The phases, in turn.
 const PHASES: [&str; 3] = ["until the first program", "in an idle second", "after it"];
 
@@ -24,6 +30,8 @@ pub(crate) fn qemu_options(log: &Path) -> Vec<String> {
 struct Entries {
     calls: usize,
     firmware_calls: usize,
+    /// Reads of identification registers, which Deed answers on CPUs with features that it hides.
+    identifications: usize,
     others: usize,
 }
 
@@ -36,7 +44,12 @@ impl Entries {
 impl fmt::Display for Entries {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let aborts = if self.others == 1 { "abort" } else { "aborts" };
-        let all = [(self.calls, "HVC"), (self.firmware_calls, "SMC"), (self.others, aborts)];
+        let all = [
+            (self.calls, "HVC"),
+            (self.firmware_calls, "SMC"),
+            (self.identifications, "reads of identification registers"),
+            (self.others, aborts),
+        ];
         let words: Vec<String> = all
             .iter()
             .filter(|(count, _)| *count > 0)
@@ -47,8 +60,9 @@ impl fmt::Display for Entries {
     }
 }
 
-/// Checks that Linux entered EL2 by calls, and by as many aborts as the verdict says that it was told of: no stage-2 fault
-/// that it did not cause itself, no trap; and not at all while it was idle.
+/// Checks that Linux entered EL2 by calls, by reads of identification registers where there is something to hide, and by
+/// as many aborts as the verdict says that it was told of: no stage-2 fault that it did not cause itself, no other trap; and
+/// not at all while it was idle.
 pub(crate) fn check(log: &str, console: &Console) -> Check {
     let phases = phases(log);
     let aborts = console.facts("verdict ").and_then(|words| words.get("aborts")?.parse().ok());
@@ -67,11 +81,14 @@ fn phases(log: &str) -> [Entries; PHASES.len()] {
     for line in log.lines() {
         if line.starts_with("...from ") {
             is_entry = line.ends_with(" to EL2");
-        } else if let Some(class) = class_of(line).filter(|_| is_entry) {
+        } else if let Some((class, iss)) = syndrome_of(line).filter(|_| is_entry) {
             is_entry = false;
             match class {
                 HVC => phases[phase].calls += 1,
                 SMC => phases[phase].firmware_calls += 1,
+                REGISTER if iss & GROUP_AND_DIRECTION == IDENTIFICATION => {
+                    phases[phase].identifications += 1;
+                }
                 _ => {
                     touches += 1;
                     phase = usize::min(touches, PHASES.len() - 1);
@@ -85,19 +102,28 @@ fn phases(log: &str) -> [Entries; PHASES.len()] {
     phases
 }
 
-/// The class of an exception: `...with ESR 0x17/0x5e000000`.
-fn class_of(line: &str) -> Option<u64> {
-    let (class, _) = line.strip_prefix("...with ESR 0x")?.split_once('/')?;
-    u64::from_str_radix(class, 16).ok()
+/// Class and specific syndrome of an exception: `...with ESR 0x17/0x5e000000`.
+fn syndrome_of(line: &str) -> Option<(u64, u64)> {
+    let (class, syndrome) = line.strip_prefix("...with ESR 0x")?.split_once("/0x")?;
+    let number = |text| u64::from_str_radix(text, 16).ok();
+    Some((number(class)?, number(syndrome)? & 0x1ff_ffff))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// ID_AA64PFR0_EL1, and SCTLR_EL1.
+    const PFR0: u64 = 0x6230_0009;
+    const SCTLR: u64 = 0x6230_0401;
+
     fn exception(from: u8, to: u8, class: u64) -> String {
+        register(from, to, class, if class == REGISTER { PFR0 } else { 0x5e00_0000 })
+    }
+
+    fn register(from: u8, to: u8, class: u64, esr: u64) -> String {
         format!(
-            "Taking exception 1 [x] on CPU 0\n...from EL{from} to EL{to}\n...with ESR {class:#x}/0x5e000000\n\
+            "Taking exception 1 [x] on CPU 0\n...from EL{from} to EL{to}\n...with ESR {class:#x}/{esr:#x}\n\
              ...with ELR 0x1\n...to EL{to} PC 0x1 PSTATE 0x3c9\n"
         )
     }
@@ -114,20 +140,22 @@ mod tests {
 
     #[test]
     fn entries_are_told_by_cause_and_phase() {
-        let check = judge(&[SMC, SMC, 0x24, 0x24, SMC, HVC, 0x24], 3);
+        let check = judge(&[SMC, REGISTER, SMC, 0x24, 0x24, SMC, HVC, 0x24], 3);
         assert!(check.pass, "{}", check.complaint());
         assert_eq!(
             check.observed,
-            "2 SMC, 1 abort until the first program; none in an idle second; 1 HVC, 1 SMC, 2 aborts after it"
+            "2 SMC, 1 reads of identification registers, 1 abort until the first program; none in an idle second; 1 HVC, 1 SMC, 2 aborts after it"
         );
     }
 
     #[test]
     fn a_fault_or_a_trap_that_the_host_was_not_told_of_fails() {
         assert!(judge(&[SMC, 0x24, 0x24], 2).pass);
-        for traps in [&[SMC, 0x24, 0x24, 0x18][..], &[SMC, 0x20, 0x24, 0x24], &[0x24, 0x24]] {
+        for traps in [&[SMC, 0x24, 0x24, 0x01][..], &[SMC, 0x20, 0x24, 0x24], &[0x24, 0x24]] {
             assert!(!judge(traps, 2).pass, "{traps:x?}");
         }
+        let trap = log(&[SMC, 0x24, 0x24]) + &register(1, 2, REGISTER, SCTLR);
+        assert!(!check(&trap, &Console::parse("[deed] verdict nonce=1 reason=off aborts=2\n")).pass);
     }
 
     #[test]
