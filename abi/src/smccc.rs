@@ -11,6 +11,20 @@ pub const INVALID_PARAMETER: u64 = -3i64 as u64;
 pub const VERSION: u32 = 0x8000_0000;
 /// `SMCCC_ARCH_FEATURES`.
 pub const ARCH_FEATURES: u32 = 0x8000_0001;
+/// `SMCCC_ARCH_WORKAROUND_1`, against CVE-2017-5715 (DEN 0028, 7.6).
+pub const ARCH_WORKAROUND_1: u32 = 0x8000_8000;
+/// `SMCCC_ARCH_WORKAROUND_2`, against CVE-2018-3639.
+pub const ARCH_WORKAROUND_2: u32 = 0x8000_7fff;
+/// `SMCCC_ARCH_WORKAROUND_3`, against CVE-2022-23960.
+pub const ARCH_WORKAROUND_3: u32 = 0x8000_3fff;
+/// `TRNG_VERSION` (Arm True Random Number Generator Firmware Interface, DEN 0098).
+pub const TRNG_VERSION: u32 = 0x8400_0050;
+/// `TRNG_FEATURES`.
+pub const TRNG_FEATURES: u32 = 0x8400_0051;
+/// `TRNG_GET_UUID`.
+pub const TRNG_GET_UUID: u32 = 0x8400_0052;
+/// `TRNG_RND`, SMC32; bit 30 makes it SMC64.
+pub const TRNG_RND: u32 = 0x8400_0053;
 /// The version that Deed implements: 1.1.
 pub const VERSION_1_1: u64 = 0x1_0001;
 

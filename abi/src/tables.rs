@@ -103,6 +103,13 @@ pub const GUEST_PSCI: &[Function] = &[
 pub const HOST_SMCS: &[Function] = &[
     function(smccc::VERSION, "SMCCC_VERSION", &[], &[]),
     function(smccc::ARCH_FEATURES, "SMCCC_ARCH_FEATURES", &["function"], &[]),
+    function(smccc::ARCH_WORKAROUND_1, "SMCCC_ARCH_WORKAROUND_1", &[], &[]),
+    function(smccc::ARCH_WORKAROUND_2, "SMCCC_ARCH_WORKAROUND_2", &["enable"], &[]),
+    function(smccc::ARCH_WORKAROUND_3, "SMCCC_ARCH_WORKAROUND_3", &[], &[]),
+    function(smccc::TRNG_VERSION, "TRNG_VERSION", &[], &[]),
+    function(smccc::TRNG_FEATURES, "TRNG_FEATURES", &["function"], &[]),
+    function(smccc::TRNG_GET_UUID, "TRNG_GET_UUID", &[], &["uuid1", "uuid2", "uuid3"]),
+    function(smccc::TRNG_RND, "TRNG_RND", &["bits"], &["high", "middle", "low"]),
     function(psci::VERSION, "PSCI_VERSION", &[], &[]),
     function(psci::FEATURES, "PSCI_FEATURES", &["function"], &[]),
     function(psci::MIGRATE_INFO_TYPE, "MIGRATE_INFO_TYPE", &[], &[]),

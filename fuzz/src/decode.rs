@@ -124,7 +124,7 @@ fn guest_call(input: &mut Input<'_>, outcomes: &mut Outcomes) {
 }
 
 fn firmware_call(input: &mut Input<'_>, outcomes: &mut Outcomes) {
-    const KNOWN: [u32; 12] = [
+    const KNOWN: [u32; 14] = [
         smccc::VERSION,
         smccc::ARCH_FEATURES,
         numbers::VERSION,
@@ -137,6 +137,8 @@ fn firmware_call(input: &mut Input<'_>, outcomes: &mut Outcomes) {
         numbers::CPU_ON,
         numbers::CPU_OFF,
         numbers::CPU_SUSPEND,
+        smccc::ARCH_WORKAROUND_1,
+        smccc::TRNG_RND,
     ];
     let immediate = if input.byte() < 200 { 0 } else { input.byte().into() };
     let x0 = function(input, &KNOWN);
@@ -174,6 +176,14 @@ fn firmware_call(input: &mut Input<'_>, outcomes: &mut Outcomes) {
                 }
             };
             assert_eq!(number, expected);
+        }
+        psci::Answer::Firmware => {
+            let of = |functions: &[u32], number| functions.contains(&number);
+            const WORKAROUNDS: [u32; 3] = [0x8000_8000, 0x8000_7fff, 0x8000_3fff];
+            let number = x0 as u32 & !smccc::SVE_HINT;
+            let is_random = (0x8400_0050..=0x8400_0053).contains(&(number & !(1 << 30)));
+            let asks = number == smccc::ARCH_FEATURES && of(&WORKAROUNDS, a as u32);
+            assert!(is_random || asks || of(&WORKAROUNDS, number), "{number:#x} reaches the firmware");
         }
         psci::Answer::Value(value) => {
             outcomes.note(("firmware", place(&KNOWN, x0), value));

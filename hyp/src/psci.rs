@@ -16,6 +16,8 @@ pub enum Answer {
     Value(u64),
     /// Ask the firmware in the host's stead, and return what comes of it.
     Power(Power),
+    /// Call the firmware with the host's x0 to x3, and return the four that it leaves.
+    Firmware,
     /// End of the machine's run: wipe, say the verdict, and relay. Does not return.
     End(End),
 }

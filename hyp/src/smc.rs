@@ -1,4 +1,6 @@
-//! The host's SMCs: a closed list. What is not on it is answered NOT_SUPPORTED and never reaches EL3.
+//! The host's SMCs: a closed list. What is not on it is answered NOT_SUPPORTED and never reaches EL3. What Deed has nothing
+//! to do with, and neither names memory nor changes who runs, is the firmware's: its workarounds for the CPU, and its
+//! random numbers.
 //!
 //! Pure decoding; see [`crate::psci`] for the power calls.
 
@@ -16,17 +18,33 @@ pub fn answer(words: Words, immediate: u16) -> Answer {
     if immediate != 0 {
         return Answer::Value(smccc::NOT_SUPPORTED);
     }
-    let value = match FunctionId::from_x0(x0).number() {
+    let function = FunctionId::from_x0(x0).number();
+    let value = match function {
         smccc::VERSION => smccc::VERSION_1_1,
+        smccc::ARCH_FEATURES if is_workaround(a as u32) => return Answer::Firmware,
         smccc::ARCH_FEATURES => arch_features(a as u32),
-        function => {
-            return psci::answer(function, [a, b, c]).unwrap_or(Answer::Value(smccc::NOT_SUPPORTED));
-        }
+        _ => match psci::answer(function, [a, b, c]) {
+            Some(answer) => return answer,
+            None if is_workaround(function) || is_random(function) => return Answer::Firmware,
+            None => smccc::NOT_SUPPORTED,
+        },
     };
     Answer::Value(value)
 }
 
-/// `SMCCC_ARCH_FEATURES`: Deed has the two mandatory functions and no workaround to offer.
+/// What firmware does for CPUs with known weaknesses.
+#[inline(never)]
+fn is_workaround(function: u32) -> bool {
+    matches!(function, smccc::ARCH_WORKAROUND_1 | smccc::ARCH_WORKAROUND_2 | smccc::ARCH_WORKAROUND_3)
+}
+
+/// Random numbers, in both forms: of those that have only one the firmware says so.
+fn is_random(function: u32) -> bool {
+    const SMC64: u32 = 1 << 30;
+    matches!(function & !SMC64, smccc::TRNG_VERSION..=smccc::TRNG_RND)
+}
+
+/// `SMCCC_ARCH_FEATURES`: Deed itself has the two mandatory functions.
 fn arch_features(function: u32) -> u64 {
     match function {
         smccc::VERSION | smccc::ARCH_FEATURES => smccc::SUCCESS,
@@ -50,8 +68,8 @@ mod tests {
 
     #[test]
     fn what_is_not_on_the_list_is_not_supported() {
-        // TRNG, SDEI, FF-A, a vendor's service, and Deed's own host calls, which are HVCs.
-        for function in [0x8400_0050, 0xc400_0020, 0x8400_0063, 0x8200_0000, abi::host::FIRST] {
+        // SDEI, FF-A, a vendor's service, a function behind TRNG's, and Deed's own host calls, which are HVCs.
+        for function in [0x8400_0054, 0x8400_004f, 0xc400_0020, 0x8400_0063, 0x8200_0000, abi::host::FIRST] {
             assert_eq!(answer([u64::from(function), 0, 0, 0], 0), REFUSED, "{function:#x}");
         }
     }
@@ -63,12 +81,32 @@ mod tests {
     }
 
     #[test]
-    fn only_the_two_discovery_calls_are_architectural_features() {
-        let features = |function: u32| answer([u64::from(smccc::ARCH_FEATURES), function.into(), 0, 0], 0);
+    fn of_features_deed_has_the_two_discovery_calls_and_the_firmware_the_workarounds() {
+        let features = |function: u32| answer([u64::from(smccc::ARCH_FEATURES), function.into(), 7, 7], 0);
         assert_eq!(features(smccc::VERSION), Answer::Value(smccc::SUCCESS));
-        // ARCH_WORKAROUND_1 to 3.
+        // SMCCC_ARCH_SOC_ID.
+        assert_eq!(features(0x8000_0002), REFUSED);
         for function in [0x8000_8000, 0x8000_7fff, 0x8000_3fff] {
-            assert_eq!(features(function), REFUSED);
+            assert_eq!(features(function), Answer::Firmware, "{function:#x}");
+        }
+    }
+
+    #[test]
+    fn workarounds_and_random_numbers_are_the_firmwares_and_no_call_with_an_immediate_is() {
+        let functions = [
+            0x8000_8000,
+            0x8000_7fff,
+            0x8000_3fff,
+            0x8400_0050,
+            0x8400_0051,
+            0x8400_0052,
+            0x8400_0053,
+            0xc400_0053,
+        ];
+        for function in functions {
+            let words = [0xffff_ffff_0000_0000 | function, 1, 2, 3];
+            assert_eq!(answer(words, 0), Answer::Firmware, "{function:#x}");
+            assert_eq!(answer(words, 1), REFUSED, "{function:#x}");
         }
     }
 }

@@ -12,6 +12,7 @@ fn line_size() -> u64 {
 }
 
 /// Cleans and invalidates the lines of `[start, start + size)`, which EL2 maps.
+#[inline(never)]
 pub fn clean_and_invalidate(start: u64, size: u64) {
     let line = line_size();
     let mut at = start & !(line - 1);

@@ -4,7 +4,7 @@
 use super::features::Features;
 use super::panic::{EMERGENCY_STACK, EMERGENCY_STACK_SIZE, FATAL, FatalFrame, PANICKING, report_fatal};
 use super::registers::HPFAR_EL2;
-use super::{boot, id_registers, layout, secondary, verdict, world_switch};
+use super::{boot, id_registers, layout, power, secondary, verdict, world_switch};
 use crate::addr::Gfn;
 use crate::call::host::HostReply;
 use crate::exception::{self, Interrupted, Taken};
@@ -163,9 +163,18 @@ extern "C" fn host_smc(frame: &mut Frame, esr: u64) {
     let value = match smc::answer([*x0, *x1, *x2, *x3], immediate(esr)) {
         Answer::Value(value) => value,
         Answer::Power(power) => secondary::host_power(power),
+        Answer::Firmware => return relay(frame),
         Answer::End(end) => verdict::end_run(boot::hypervisor(), end),
     };
     (*x0, *x1, *x2, *x3) = (value, 0, 0, 0);
+    skip_instruction();
+}
+
+/// An SMC of the host's that is the firmware's. Apart, so that the others need not keep registers for it.
+#[inline(never)]
+fn relay(frame: &mut Frame) {
+    let [x0, x1, x2, x3, ..] = &mut frame.x;
+    [*x0, *x1, *x2, *x3] = power::firmware([*x0, *x1, *x2, *x3]);
     skip_instruction();
 }
 

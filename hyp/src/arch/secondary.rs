@@ -53,7 +53,6 @@ pub fn host_power(power: Power) -> u64 {
     let own = exceptions::this_cpu();
     let may_begin = |start: &Start| hypervisor().host_may_begin_at(start.entry);
     let entry = (&raw const secondary_entry).addr() as u64;
-    let suspend_features = || power::call(psci::FEATURES, [psci::CPU_SUSPEND.into(), 0, 0]);
     match power {
         Power::On { start, .. } if !may_begin(&start) => psci::INVALID_ADDRESS,
         // Whoever keeps its registers goes on behind its call, and need not say where else.
@@ -63,19 +62,29 @@ pub fn host_power(power: Power) -> u64 {
             psci::INVALID_ADDRESS
         }
         Power::On { target, start } => {
-            CPUS.turn_on(target, start, |index| power::call(psci::CPU_ON, [target, entry, index as u64]))
+            CPUS.turn_on(target, start, |index| power::call(psci::CPU_ON, target, entry, index as u64))
         }
-        Power::Off => CPUS.turn_off(own, || {
-            // The stack is of no use to a CPU that is off, and whoever ends the machine zeroes its own alone.
-            layout::forget_stack(own);
-            power::call(psci::CPU_OFF, [0; 3])
-        }),
+        Power::Off => turn_off(own),
         Power::Suspend { state, start } => {
-            CPUS.suspend(own, start, || power::call(psci::CPU_SUSPEND, [state.into(), entry, own as u64]))
+            CPUS.suspend(own, start, || power::call(psci::CPU_SUSPEND, state.into(), entry, own as u64))
         }
-        Power::Info { target } => CPUS.info(target, || power::call(psci::AFFINITY_INFO, [target, 0, 0])),
+        Power::Info { target } => CPUS.info(target, || power::call(psci::AFFINITY_INFO, target, 0, 0)),
         Power::SuspendFeatures => suspend_features(),
     }
+}
+
+/// Turns this CPU off; returns only if the firmware refuses. Its stack is of no use to a CPU that is off, and whoever ends
+/// the machine zeroes its own alone.
+fn turn_off(cpu: usize) -> u64 {
+    CPUS.turn_off(cpu, || {
+        layout::forget_stack(cpu);
+        power::call(psci::CPU_OFF, 0, 0, 0)
+    })
+}
+
+/// What the firmware says of its `CPU_SUSPEND`.
+fn suspend_features() -> u64 {
+    power::call(psci::FEATURES, psci::CPU_SUSPEND.into(), 0, 0)
 }
 
 /// Called by boot.S on a CPU that has come up, under the final tables, on its own stack.
@@ -91,7 +100,7 @@ pub(super) extern "C" fn secondary_start(cpu: usize) -> ! {
         }
         // What EL2 has probed on the boot CPU, and what the host's stage 2 counts on, would not hold on this one.
         log::warn!("CPU {cpu} is not of the boot CPU's kind: it stays off");
-        CPUS.turn_off(cpu, || power::call(psci::CPU_OFF, [0; 3]));
+        turn_off(cpu);
     }
     power::park()
 }

@@ -21,10 +21,15 @@ const UNKNOWN: [(&str, u64); 10] = [
     ("hvc-of-a-service-of-firmware-is-no-call", 0x8200_0000),
 ];
 
+/// SMCs that are the firmware's, of which QEMU's knows none.
+const FIRMWARES: [(&str, u64); 3] = [
+    ("qemus-firmware-has-no-random-numbers", smccc::TRNG_VERSION as u64),
+    ("qemus-firmware-gives-no-random-number", smccc::TRNG_RND as u64),
+    ("qemus-firmware-has-no-workaround", smccc::ARCH_WORKAROUND_1 as u64),
+];
+
 /// SMCs that must not reach firmware.
-const FORBIDDEN: [(&str, u64); 8] = [
-    ("smc-of-trng-is-not-supported", 0x8400_0050),
-    ("smc-of-trng-random-is-not-supported", 0xc400_0053),
+const FORBIDDEN: [(&str, u64); 6] = [
     ("smc-of-ff-a-is-not-supported", 0x8400_0063),
     ("smc-of-sdei-is-not-supported", 0xc400_0020),
     ("smc-of-a-silicon-service-is-not-supported", 0x8200_0000),
@@ -40,7 +45,7 @@ pub(crate) fn try_all(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
     let version = u64::from(host::FIRST);
     steps.equal_hex("hvc-1-is-no-call", NOT_SUPPORTED, deed.odd_immediate(1, version)?);
     steps.equal_hex("smc-1-is-no-call", NOT_SUPPORTED, deed.odd_immediate(2, u64::from(psci::VERSION))?);
-    for (name, function) in FORBIDDEN {
+    for (name, function) in FIRMWARES.into_iter().chain(FORBIDDEN) {
         let [x0, ..] = deed.smc([function, 0, 0, 0])?;
         steps.equal_hex(name, NOT_SUPPORTED, x0);
     }
