@@ -56,8 +56,8 @@ pub(crate) struct Scenario {
     /// The machine has an SMMU.
     #[serde(default)]
     pub(crate) smmu: bool,
-    #[serde(default)]
-    pub(crate) matrix: bool,
+    /// The grid of machines of `--matrix` that it is part of.
+    pub(crate) matrix: Option<Matrix>,
     /// It needs test calls, so no release image can show it.
     #[serde(default)]
     pub(crate) test_calls: bool,
@@ -93,6 +93,16 @@ pub(crate) struct Overrides {
     pub(crate) memory: Option<String>,
     pub(crate) cpu: Option<String>,
     pub(crate) smp: Option<u32>,
+}
+
+/// What the machines of a grid differ in, beside the CPU model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Matrix {
+    /// The size of RAM.
+    Memory,
+    /// The number of CPUs.
+    Cpus,
 }
 
 /// A boot that must end without a verdict: before the host runs, or because the hypervisor is broken.

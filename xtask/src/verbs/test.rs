@@ -6,7 +6,7 @@ use crate::images::Builder;
 use crate::libtest::{Summary, result_line, under_shuttle};
 use crate::linux;
 use crate::report::{Check, Report};
-use crate::scenario::{Overrides, Scenario};
+use crate::scenario::{Matrix, Overrides, Scenario};
 use crate::toolchain::{Need, Toolchain};
 use crate::tree::Tree;
 use crate::ui::{command_line, seconds};
@@ -18,6 +18,7 @@ use std::time::Instant;
 
 /// The grid of --matrix.
 const MEMORIES: [&str; 5] = ["512M", "513M", "1G", "4G", "16G"];
+const NUMBERS: [u32; 4] = [1, 2, 4, 8];
 const CPUS: [&str; 3] = ["cortex-a53", "cortex-a76", "max"];
 
 /// Run all tests: unit tests on the build machine, pairs of calls under schedules of several CPUs, then the boots of
@@ -35,8 +36,8 @@ pub(crate) struct Args {
     /// Only the boots.
     #[arg(long)]
     emulator: bool,
-    /// Only the boots that are marked for it, on every machine of the grid: memory 512M, 513M, 1G, 4G, 16G
-    /// by CPU cortex-a53, cortex-a76, max.
+    /// Only the boots that are marked for it, on every machine of their grid: memory 512M, 513M, 1G, 4G, 16G, or 1, 2,
+    /// 4, 8 CPUs, by CPU model cortex-a53, cortex-a76, max.
     #[arg(long)]
     matrix: bool,
     /// Boot images without test calls and with full optimisation.
@@ -213,17 +214,18 @@ pub(super) struct Boot {
 
 /// The boots of a scenario.
 pub(super) fn boots_of(scenario: Scenario, matrix: bool, release: bool) -> Vec<Boot> {
-    let mut machines = Vec::new();
-    if matrix && scenario.matrix {
-        for memory in MEMORIES {
-            for cpu in CPUS {
-                let (memory, cpu) = (Some(memory.to_owned()), Some(cpu.to_owned()));
-                machines.push(Overrides { memory, cpu, smp: None });
-            }
+    let machines = match scenario.matrix {
+        _ if !matrix => scenario.also.clone(),
+        None => Vec::new(),
+        Some(Matrix::Memory) => {
+            grid(MEMORIES.map(|memory| Overrides { memory: Some(memory.to_owned()), ..Overrides::default() }))
         }
-    } else if !matrix {
-        machines = scenario.also.clone();
-    }
+        Some(Matrix::Cpus) => {
+            // With one CPU nothing happens at the same time.
+            let numbers = NUMBERS.into_iter().filter(|number| *number > 1 || !scenario.parallel);
+            grid(numbers.map(|number| Overrides { smp: Some(number), ..Overrides::default() }))
+        }
+    };
     let name = &scenario.name;
     let boot =
         |label, by_hand: Overrides, oracle| Boot { label, scenario: scenario.clone(), by_hand, oracle };
@@ -238,6 +240,12 @@ pub(super) fn boots_of(scenario: Scenario, matrix: bool, release: bool) -> Vec<B
         boots.push(boot(format!("{name}@{}", scenario.machine(&by_hand)), by_hand, false));
     }
     boots
+}
+
+/// Each of these machines with each CPU model.
+fn grid(machines: impl IntoIterator<Item = Overrides>) -> Vec<Overrides> {
+    let with = |machine: &Overrides, cpu: &str| Overrides { cpu: Some(cpu.to_owned()), ..machine.clone() };
+    machines.into_iter().flat_map(|machine| CPUS.map(|cpu| with(&machine, cpu))).collect()
 }
 
 #[cfg(test)]
@@ -267,8 +275,18 @@ mod tests {
 
     #[test]
     fn the_grid_has_every_memory_with_every_cpu() {
-        let labels = labels("matrix = true", true);
+        let labels = labels("matrix = \"memory\"", true);
         assert_eq!(labels.len(), 15);
         assert!(labels.contains(&"s@513M,cortex-a76,2".to_owned()));
+    }
+
+    #[test]
+    fn the_grid_has_every_number_of_cpus_but_one_where_several_are_the_point() {
+        let several = labels("matrix = \"cpus\"", true);
+        assert_eq!(several.len(), 12);
+        assert!(several.contains(&"s@1G,max,1".to_owned()));
+        let parallel = labels("matrix = \"cpus\"\nparallel = true", true);
+        assert_eq!(parallel.len(), 9);
+        assert!(!parallel.contains(&"s@1G,max,1".to_owned()));
     }
 }
