@@ -5,6 +5,7 @@ use crate::console::{Console, Ending, Expectation};
 use crate::devicetree;
 use crate::elf;
 use crate::entries;
+use crate::follow::{Followed, end_of, follow, killed, read_in_background};
 use crate::images::{Builder, Images};
 use crate::linux;
 use crate::oracle;
@@ -15,10 +16,9 @@ use crate::secret;
 use crate::tree::Tree;
 use crate::ui::command_line;
 use anyhow::{Context, Result, ensure};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The emulator.
@@ -386,63 +386,6 @@ impl<'a> Start<'a> {
     }
 }
 
-fn read_in_background(mut reader: std::io::PipeReader) -> Receiver<Vec<u8>> {
-    let (sender, receiver) = channel();
-    std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok(length @ 1..) = reader.read(&mut buffer) {
-            if sender.send(buffer[..length].to_vec()).is_err() {
-                break;
-            }
-        }
-    });
-    receiver
-}
-
-enum Followed {
-    ToTheEnd,
-    TooLong,
-    TooMuch,
-}
-
-/// Hands every chunk to `take` until the other side closes, the deadline passes or `take` has had enough.
-fn follow(
-    chunks: &Receiver<Vec<u8>>,
-    deadline: Instant,
-    mut take: impl FnMut(&[u8]) -> Result<bool>,
-) -> Result<Followed> {
-    loop {
-        let Some(left) = deadline.checked_duration_since(Instant::now()) else {
-            return Ok(Followed::TooLong);
-        };
-        match chunks.recv_timeout(left) {
-            Ok(chunk) if take(&chunk)? => {}
-            Ok(_) => return Ok(Followed::TooMuch),
-            Err(RecvTimeoutError::Timeout) => return Ok(Followed::TooLong),
-            Err(RecvTimeoutError::Disconnected) => return Ok(Followed::ToTheEnd),
-        }
-    }
-}
-
-/// Waits for a child that has closed its output; it has 10 seconds to end.
-fn end_of(child: &mut Child, timeout: u64) -> Result<Ending> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while Instant::now() < deadline {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status.code().map_or(Ending::Signal, Ending::Status));
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    killed(child, Ending::Timeout(timeout))
-}
-
-fn killed(child: &mut Child, ending: Ending) -> Result<Ending> {
-    // It may have ended meanwhile: `wait` tells.
-    let _ = child.kill();
-    child.wait()?;
-    Ok(ending)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -484,31 +427,5 @@ mod tests {
             let host = "guest-loader,addr=0x42000000,kernel=a,,b/host.img,bootargs=init=/bin/p -- x,,y";
             assert!(args.contains(&host.to_owned()), "{args:?}");
         });
-    }
-
-    #[test]
-    fn a_console_that_does_not_end_is_given_up_at_the_deadline() {
-        let (sender, receiver) = channel();
-        sender.send(b"a".to_vec()).unwrap();
-        let soon = Instant::now() + Duration::from_millis(20);
-        let mut seen = Vec::new();
-        let followed = follow(&receiver, soon, |chunk| {
-            seen.extend_from_slice(chunk);
-            Ok(true)
-        });
-        assert!(matches!(followed, Ok(Followed::TooLong)));
-        assert_eq!(seen, b"a");
-        sender.send(b"b".to_vec()).unwrap();
-        drop(sender);
-        let later = Instant::now() + Duration::from_secs(60);
-        assert!(matches!(follow(&receiver, later, |_| Ok(true)), Ok(Followed::ToTheEnd)));
-    }
-
-    #[test]
-    fn a_console_without_end_is_given_up_too() {
-        let (sender, receiver) = channel();
-        sender.send(b"a".to_vec()).unwrap();
-        let later = Instant::now() + Duration::from_secs(60);
-        assert!(matches!(follow(&receiver, later, |_| Ok(false)), Ok(Followed::TooMuch)));
     }
 }

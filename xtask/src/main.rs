@@ -24,6 +24,7 @@ mod cpio;
 mod devicetree;
 mod elf;
 mod entries;
+mod follow;
 mod images;
 mod libtest;
 mod linux;
