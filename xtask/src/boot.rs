@@ -158,7 +158,9 @@ pub(crate) fn scenario(
     }
     if scenario.alone {
         let alone = Start { alone: true, ..start };
-        let (without, ending) = alone.run(tree, options, &log.with_extension("alone.log"))?;
+        // What the caller wants to know is of the hypervisor.
+        let options = Options { more: Vec::new(), ..options.clone() };
+        let (without, ending) = alone.run(tree, &options, &log.with_extension("alone.log"))?;
         checks.push(cost_of_deed(&console, &without, ending));
     } else {
         drop(start);
@@ -182,18 +184,23 @@ pub(crate) fn scenario(
     Ok(Outcome { checks, console, hyp_elf: images.hyp_elf, duration, log })
 }
 
+/// In a hundred, what a host's boot may take more with Deed. The host waits for its own ticks now and then, which makes one
+/// boot differ from the next by a few in a hundred.
+const MOST_MORE: u64 = 10;
+
 /// Compares the only row of a host's boot with that of its boot without Deed.
 fn cost_of_deed(with: &Console, without: &Console, ending: Ending) -> Check {
     let (observed, pass) = match (with.rows.as_slice(), without.rows.as_slice(), ending) {
         ([with], [without], Ending::Status(0)) => (
             format!("{} with Deed, {} without", with.min, without.min),
-            with.min.saturating_mul(100) <= without.min.saturating_mul(101),
+            with.min.saturating_mul(100) <= without.min.saturating_mul(100 + MOST_MORE),
         ),
         (with, without, _) => {
             (format!("{} rows with Deed, {} without, {ending:?}", with.len(), without.len()), false)
         }
     };
-    Check::new("instructions", "at most 1 % more than without Deed", observed, pass)
+    let expected = format!("at most {MOST_MORE} % more than without Deed");
+    Check::new("instructions", expected, observed, pass)
 }
 
 fn log_of(tree: &Tree, options: &Options) -> PathBuf {

@@ -38,7 +38,7 @@ pub(crate) struct Scenario {
     smp: Option<u32>,
     #[serde(default)]
     pub(crate) features: Vec<String>,
-    /// The host is booted once more without Deed, and may take at most one instruction in a hundred more with it.
+    /// The host is booted once more without Deed, and must not take many more instructions with it.
     #[serde(default)]
     pub(crate) alone: bool,
     /// The counter advances by one for each instruction.
