@@ -9,8 +9,8 @@ use host_programs::steps::Steps;
 
 /// Pages of a block.
 const BLOCK: u64 = 512;
-/// Blocks that are split: each has a short time in which it is broken.
-const BLOCKS: u64 = 64;
+/// Blocks that are split: each is broken for so short a time that the other CPU only now and then falls into it.
+const BLOCKS: u64 = 256;
 /// Page of a block that leaves, and the one that the other CPU uses.
 const LEAVES: u64 = 7;
 const STAYS: u64 = 300;
