@@ -91,9 +91,15 @@ impl<T> Mutex<T> {
     }
 }
 
+/// How often some thread has waited for another, for tests that must see one wait.
+#[cfg(test)]
+pub(crate) static WAITS: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
+
 /// Tells the CPU, or shuttle, that this one waits for another. `core`'s hint for that is ISB on Arm; YIELD is the
 /// architecture's (Arm ARM C6.2, YIELD), by which an emulator lets the other go on.
 pub fn relax() {
+    #[cfg(test)]
+    WAITS.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
     #[cfg(all(target_arch = "aarch64", target_os = "none"))]
     crate::arch::instructions::yield_to_others();
     #[cfg(not(any(deed_shuttle, all(target_arch = "aarch64", target_os = "none"))))]

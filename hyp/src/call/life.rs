@@ -145,6 +145,7 @@ impl<M: Machine> Hypervisor<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sync::WAITS;
     use crate::testing::{PROTECTED, RAM_START, World};
     use abi::HostState;
     use abi::host::{HostCall, VM_ROOT_PAGES};
@@ -236,6 +237,7 @@ mod tests {
         world.sim().store64(RAM_START << 12, 0x5ec4e7);
         let claim = world.hyp.claim(vm, 0).unwrap();
         let left = AtomicBool::new(false);
+        let waits = WAITS.load(Ordering::SeqCst);
         std::thread::scope(|scope| {
             let wiping = scope.spawn(|| {
                 let wiped = world.hyp.wipe_all_guests();
@@ -243,6 +245,10 @@ mod tests {
                 wiped
             });
             while world.hyp.may_enter(&claim) {
+                std::thread::yield_now();
+            }
+            // It waits now, or has done its work.
+            while WAITS.load(Ordering::SeqCst) == waits && !wiping.is_finished() {
                 std::thread::yield_now();
             }
             assert_eq!(world.sim().load64(RAM_START << 12), 0x5ec4e7);
