@@ -178,12 +178,11 @@ fn firmware_call(input: &mut Input<'_>, outcomes: &mut Outcomes) {
             assert_eq!(number, expected);
         }
         psci::Answer::Firmware => {
-            let of = |functions: &[u32], number| functions.contains(&number);
             const WORKAROUNDS: [u32; 3] = [0x8000_8000, 0x8000_7fff, 0x8000_3fff];
             let number = x0 as u32 & !smccc::SVE_HINT;
             let is_random = (0x8400_0050..=0x8400_0053).contains(&(number & !(1 << 30)));
-            let asks = number == smccc::ARCH_FEATURES && of(&WORKAROUNDS, a as u32);
-            assert!(is_random || asks || of(&WORKAROUNDS, number), "{number:#x} reaches the firmware");
+            let asks = number == smccc::ARCH_FEATURES && WORKAROUNDS.contains(&(a as u32));
+            assert!(is_random || asks || WORKAROUNDS.contains(&number), "{number:#x} reaches the firmware");
         }
         psci::Answer::Value(value) => {
             outcomes.note(("firmware", place(&KNOWN, x0), value));

@@ -174,10 +174,8 @@ impl Secondary {
 
     /// Gives it a series. EINVAL if that is none, or too long; EBUSY if the CPU does not wait for one.
     pub fn play(&self, records: &[Record], how: How) -> Result<(), Errno> {
-        if records.is_empty() || records.iter().any(|record| Step::from_record(record).is_none()) {
-            return Err(Errno::EINVAL);
-        }
-        if records.len() > MAX_RECORDS {
+        let is_series = records.iter().all(|record| Step::from_record(record).is_some());
+        if !is_series || !(1..=MAX_RECORDS).contains(&records.len()) {
             return Err(Errno::EINVAL);
         }
         if self.progress().state != State::Idle {

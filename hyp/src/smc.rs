@@ -32,7 +32,7 @@ pub fn answer(words: Words, immediate: u16) -> Answer {
     Answer::Value(value)
 }
 
-/// What firmware does for CPUs with known weaknesses.
+/// What firmware does for CPUs with known weaknesses. Not inlined: two ask.
 #[inline(never)]
 fn is_workaround(function: u32) -> bool {
     matches!(function, smccc::ARCH_WORKAROUND_1 | smccc::ARCH_WORKAROUND_2 | smccc::ARCH_WORKAROUND_3)

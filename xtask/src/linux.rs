@@ -8,7 +8,7 @@ use crate::cpio::Archive;
 use crate::scenario::Payload;
 use crate::tree::Tree;
 use crate::ui::Task;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -59,29 +59,18 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// The first program, in the checkout.
 const INIT: &str = "qemu/linux/init";
 
-/// The kernel and busybox could not be had: there is no Debian, or no network.
-#[derive(Debug)]
-struct Unavailable(anyhow::Error);
-
-impl Unavailable {
-    /// Why, in one line.
-    fn reason(&self) -> String {
-        format!("{:#}", self.0)
-    }
-}
-
 /// Gets what is missing of them in the cache.
 ///
 /// # Errors
-/// [`Unavailable`], with nothing half done left in the cache.
-fn fetch(tree: &Tree, kernel: Kernel) -> Result<(), Unavailable> {
+/// They cannot be had: there is no Debian, or no network. Nothing half done is left in the cache.
+fn fetch(tree: &Tree, kernel: Kernel) -> Result<()> {
     let cache = cache_of(tree);
     if [cache.join(kernel.file()), cache.join("busybox")].iter().all(|file| file.is_file()) {
         return Ok(());
     }
     let (package, suite) = (kernel.package(), kernel.suite());
     let task = Task::begin(format!("fetching {package}x{FLAVOUR} and {BUSYBOX} of Debian {suite}"));
-    download(&cache, kernel).map_err(Unavailable)?;
+    download(&cache, kernel)?;
     task.done("fetched");
     Ok(())
 }
@@ -91,16 +80,14 @@ pub(crate) fn missing(tree: &Tree, kernels: impl Iterator<Item = Kernel>) -> BTr
     let kernels: BTreeSet<Kernel> = kernels.collect();
     kernels
         .into_iter()
-        .filter_map(|kernel| fetch(tree, kernel).err().map(|unavailable| (kernel, unavailable.reason())))
+        .filter_map(|kernel| fetch(tree, kernel).err().map(|error| (kernel, format!("{error:#}"))))
         .collect()
 }
 
 /// The host with its ramdisk, which is written anew. At its end it turns the machine off, or does what else
 /// `qemu/linux/init` knows by this name.
 pub(crate) fn payload(tree: &Tree, kernel: Kernel, end: &str) -> Result<Payload> {
-    if let Err(unavailable) = fetch(tree, kernel) {
-        bail!("Linux cannot be had: {}", unavailable.reason());
-    }
+    fetch(tree, kernel).context("Linux cannot be had")?;
     let cache = cache_of(tree);
     let mut archive = Archive::default();
     for folder in ["bin", "dev", "proc", "sys"] {

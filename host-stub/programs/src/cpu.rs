@@ -8,9 +8,9 @@ use crate::uapi::deed;
 use crate::{Failure, failure, sys};
 
 /// Nanoseconds in which a CPU that spins must notice what happens to its page.
-const PATIENCE: u64 = 3_000_000_000;
+pub const PATIENCE: u64 = 3_000_000_000;
 /// Rounds after which a CPU that spins has surely seen its page.
-const WARM: u64 = 100;
+pub const WARM: u64 = 100;
 
 /// A CPU that is on.
 #[derive(Debug)]
@@ -90,11 +90,10 @@ impl<'d> Cpu<'d> {
 
     /// How far it is.
     pub fn progress(&self) -> Result<Progress, Failure> {
-        const PLAYING: u64 = 3;
         let mut argument = [self.number, 0, 0, 0];
         self.deed.request("DEED_CPU_PROGRESS", deed::CPU_PROGRESS, &mut argument)?;
         let [_, state, rounds, aborts] = argument;
-        Ok(Progress { playing: state == PLAYING, rounds, aborts })
+        Ok(Progress { playing: state == deed::CPU_PLAYING, rounds, aborts })
     }
 
     /// Waits until it has played its series, or, if not `all` of it, until it has ended its round. What came of the

@@ -236,6 +236,8 @@ pub mod deed {
     pub const CPU_PLAY: u32 = request(17, 5);
     /// How far it is.
     pub const CPU_PROGRESS: u32 = request(18, 4);
+    /// A state of `CPU_PROGRESS`: it plays.
+    pub const CPU_PLAYING: u64 = 3;
     /// It ends its series.
     pub const CPU_END: u32 = request(19, 6);
 

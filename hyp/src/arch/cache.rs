@@ -11,7 +11,8 @@ fn line_size() -> u64 {
     4 << (CTR_EL0.get() >> 16 & 0xf)
 }
 
-/// Cleans and invalidates the lines of `[start, start + size)`, which EL2 maps.
+/// Cleans and invalidates the lines of `[start, start + size)`, which EL2 maps. Not inlined: it has several callers, and
+/// none is in a hurry.
 #[inline(never)]
 pub fn clean_and_invalidate(start: u64, size: u64) {
     let line = line_size();

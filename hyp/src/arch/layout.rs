@@ -74,7 +74,7 @@ pub fn stack(cpu: &Stack) -> Pages<Pfn> {
 }
 
 /// Zeroes what calls have left below the stack pointer on a CPU's own stack, in memory too: registers of guests
-/// may be among it. For a machine that goes down.
+/// may be among it. For a CPU that goes off, and a machine that goes down.
 #[inline(never)]
 pub fn forget_stack(cpu: usize) {
     let Some(stack) = STACKS.get(cpu) else { return };

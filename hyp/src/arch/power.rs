@@ -12,7 +12,8 @@ pub fn call(function: u32, x1: u64, x2: u64, x3: u64) -> u64 {
 
 /// Calls the firmware with x0 to x3; returns what it leaves there.
 ///
-/// Of the functions that Deed calls, those that start a CPU get an address of EL2's own code; the others take none. A call
+/// Of the functions that Deed calls, those that start a CPU get an address of EL2's own code; the others, and those of the
+/// host's that are relayed ([`crate::smc`]), take none. A call
 /// that does not return abandons what is on the stack: the caller holds no lock.
 pub fn firmware([mut x0, mut x1, mut x2, mut x3]: [u64; 4]) -> [u64; 4] {
     // SAFETY: by SMCCC 1.0 the firmware may change x0 to x17 and nothing else. The functions change no memory; what runs at

@@ -6,7 +6,7 @@ use abi::guest::{MEM_RELINQUISH, MEM_SHARE, MEM_UNSHARE};
 use abi::page::Permissions;
 use abi::{Error, Exit, HostCall};
 use guest_stub::protocol::player::{LOAD, SPIN_LOAD, SPIN_STORE};
-use host_programs::cpu::Cpu;
+use host_programs::cpu::{Cpu, PATIENCE, WARM};
 use host_programs::deed::{Answer, Deed, Touch};
 use host_programs::player::{Player, report};
 use host_programs::steps::{Steps, format};
@@ -16,9 +16,6 @@ use host_programs::{Failure, failure, sys};
 const PROGRESS: u64 = 0x40;
 /// Page on which it spins.
 const PAGE: u64 = 0x50;
-/// Counts after which it has surely seen its page.
-const WARM: u64 = 100;
-const PATIENCE: u64 = 3_000_000_000;
 
 /// What the host writes to a shared page at first, and what CPU 1 stores to it.
 const FIRST: u64 = 0x0f1e_2d3c_4b5a_6978;

@@ -30,8 +30,7 @@ type Course = ([Outcome; 2], [State<P, V, G>; 2]);
 impl Play<'_> {
     /// Makes two calls at once, if there are two that can be.
     pub(crate) fn duel(&mut self) -> Result<(), Failure> {
-        let Some(ours) = self.choose_for_host() else { return Ok(()) };
-        let Some(plain) = self.plain(ours) else { return Ok(()) };
+        let Some((ours, plain)) = self.choose_for_host() else { return Ok(()) };
         let Some(theirs) = self.choose_against(ours) else { return Ok(()) };
         let Some(made) = self.prepare(theirs)? else { return Ok(()) };
         let (mine, other) = self.make_both(plain, made)?;
@@ -51,9 +50,7 @@ impl Play<'_> {
         let pairs = [(ours, real), (theirs, their)];
         let [first, second] = pairs;
         let (forth, back) = (self.course([first, second]), self.course([second, first]));
-        let fits =
-            |course: &Course, order: [(Call, Outcome); 2]| course.0 == order.map(|(_, outcome)| outcome);
-        let (order, [between, after]) = match (fits(&forth, [first, second]), fits(&back, [second, first])) {
+        let (order, [between, after]) = match (forth.0 == [real, their], back.0 == [their, real]) {
             // As of a donation and of giving up what is there: what they say is the same in both orders, what is
             // left is not.
             (true, true) if forth.1[1] != back.1[1] && !self.is_in(&forth.1[1], &back.1[1])? => {
@@ -99,10 +96,10 @@ impl Play<'_> {
     }
 
     /// A call of the host's that is nothing but a call.
-    fn choose_for_host(&mut self) -> Option<Call> {
+    fn choose_for_host(&mut self) -> Option<(Call, HostCall)> {
         let call = self.chooser.choose(&self.state);
         let call = self.fit(call)?;
-        self.plain(call).map(|_| call)
+        Some((call, self.plain(call)?))
     }
 
     /// A call of a guest's or the host's for the other CPU, if possible about the same pages or VM.
