@@ -109,7 +109,7 @@ struct Start<'a> {
 /// Builds the images and boots a scenario, then its control image where it has one.
 pub(crate) fn scenario(
     tree: &Tree,
-    builder: &mut Builder<'_>,
+    builder: &Builder<'_>,
     scenario: &Scenario,
     machine: &Machine,
     options: &Options,

@@ -7,10 +7,11 @@ use crate::oracle;
 use crate::toolchain::Toolchain;
 use crate::tree::Tree;
 use crate::ui::{Task, command_line};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Mutex;
 
 /// Packages whose programs go into the ramdisk as `bin/NAME`.
 const PROGRAMS: &str = "host-programs";
@@ -33,23 +34,30 @@ pub(crate) struct Images {
     pub(crate) programs: Vec<String>,
 }
 
-/// Builds images, each once.
+/// Builds images, each once, whoever asks for them at the same time.
 #[derive(Debug)]
 pub(crate) struct Builder<'a> {
     tree: &'a Tree,
     toolchain: &'a Toolchain,
     release: bool,
     verbose: bool,
-    /// Names of the programs in the ramdisk, once host and ramdisk are built.
+    /// Held while something is built.
+    built: Mutex<Ready>,
+}
+
+/// What has been built.
+#[derive(Debug, Default)]
+struct Ready {
+    /// Names of the programs in the ramdisk, once host and ramdisk are there.
     programs: Option<Vec<String>>,
-    /// Features with which the hypervisor has been built.
+    /// Features of each hypervisor.
     hyps: Vec<Vec<String>>,
 }
 
 impl<'a> Builder<'a> {
     /// Nothing is built yet.
     pub(crate) fn new(tree: &'a Tree, toolchain: &'a Toolchain, release: bool, verbose: bool) -> Self {
-        Self { tree, toolchain, release, verbose, programs: None, hyps: Vec::new() }
+        Self { tree, toolchain, release, verbose, built: Mutex::default() }
     }
 
     /// Whether the images serve the test calls.
@@ -58,16 +66,18 @@ impl<'a> Builder<'a> {
     }
 
     /// Builds what is missing and returns the files. `features` are more features of the hypervisor.
-    pub(crate) fn images(&mut self, features: &[String]) -> Result<Images> {
+    pub(crate) fn images(&self, features: &[String]) -> Result<Images> {
         let folder = self.folder();
         std::fs::create_dir_all(&folder)?;
-        if self.programs.is_none() {
-            self.programs = Some(self.build_host(&folder)?);
-        }
+        let mut built = self.built.lock().map_err(|_| anyhow!("another build failed"))?;
+        let programs = match &built.programs {
+            Some(programs) => programs.clone(),
+            None => built.programs.insert(self.build_host(&folder)?).clone(),
+        };
         let name = [&[HYP.to_owned()], features].concat().join("+");
-        if !self.hyps.iter().any(|built| built == features) {
+        if !built.hyps.iter().any(|hyp| hyp == features) {
             self.build_hyp(&folder, &name, features)?;
-            self.hyps.push(features.to_vec());
+            built.hyps.push(features.to_vec());
         }
         Ok(Images {
             hyp: folder.join(format!("{name}.img")),
@@ -75,7 +85,7 @@ impl<'a> Builder<'a> {
             host: folder.join("host.img"),
             host_elf: folder.join("host.elf"),
             ramdisk: folder.join("ramdisk.cpio"),
-            programs: self.programs.clone().unwrap_or_default(),
+            programs,
         })
     }
 

@@ -101,6 +101,19 @@ pub(crate) fn payload(tree: &Tree, kernel: Kernel, end: &str) -> Result<Payload>
     Ok(Payload { host: cache.join(kernel.file()), ramdisk: Some(ramdisk), append })
 }
 
+/// Lets another tree have what is in the cache of this one.
+pub(crate) fn share(from: &Tree, to: &Tree) -> Result<()> {
+    let cache = cache_of(to);
+    fs::create_dir_all(&cache)?;
+    for entry in fs::read_dir(cache_of(from)).into_iter().flatten() {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            fs::copy(entry.path(), cache.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
 fn cache_of(tree: &Tree) -> PathBuf {
     tree.target.join("linux")
 }

@@ -17,6 +17,13 @@ pub(crate) enum Layer {
     Oracle,
 }
 
+impl Layer {
+    /// Whether its tests need an emulator.
+    pub(crate) fn boots(self) -> bool {
+        matches!(self, Self::Emulator | Self::Oracle)
+    }
+}
+
 /// Who must catch a fault.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Catcher {

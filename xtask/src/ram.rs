@@ -7,6 +7,7 @@ use rustix::fs::{SeekFrom, seek};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Physical address of the first byte of RAM on QEMU's `virt` machine.
 pub(crate) const RAM_BASE: u64 = 0x4000_0000;
@@ -34,7 +35,10 @@ pub(crate) struct Found {
 impl RamFile {
     /// Makes the file in `folder`.
     pub(crate) fn create(folder: &Path, size: u64) -> Result<Self> {
-        let path = folder.join(format!("ram-{}", std::process::id()));
+        // Several machines run at the same time.
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let path = folder.join(format!("ram-{}-{number}", std::process::id()));
         let file = File::options()
             .read(true)
             .write(true)

@@ -199,6 +199,11 @@ impl Scenario {
         Self::parse(name, &text).with_context(|| format!("{}", tree.show(&path)))
     }
 
+    /// Whether it keeps more than one CPU of the build machine busy.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.parallel || self.linux.is_some()
+    }
+
     /// The boot of another host, of which nothing is known but that it must end with the hypervisor's verdict.
     pub(crate) fn of_payload(payload: Payload) -> Self {
         let text = "description = \"a host of the caller's own\"\nprogram = \"\"";

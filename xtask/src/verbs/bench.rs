@@ -40,7 +40,7 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
     Report::new("bench").around(args.json.as_deref(), |report| {
         let toolchain = Toolchain::ensure(&[Need::Build, Need::Qemu])?;
         report.env = toolchain.environment();
-        let mut builder = Builder::new(tree, &toolchain, true, args.verbose);
+        let builder = Builder::new(tree, &toolchain, true, args.verbose);
         let mut checks = Vec::new();
         let mut counted = Vec::new();
         let mut image = None;
@@ -54,7 +54,7 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
                 label: format!("bench-{name}"),
                 ..Options::default()
             };
-            let outcome = boot::scenario(tree, &mut builder, &scenario, &machine, &options)?;
+            let outcome = boot::scenario(tree, &builder, &scenario, &machine, &options)?;
             counted.extend(rows_of(&outcome, &machine.memory)?);
             image = Some(outcome.hyp_elf);
             checks.extend(

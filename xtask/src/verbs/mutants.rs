@@ -14,8 +14,10 @@ use crate::ui::{Task, command_line, seconds};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// A test program that runs longer hangs, which is a way of noticing a fault.
@@ -52,7 +54,7 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
         ensure!(!patches.is_empty(), "there is no such fault in tests/faults");
         patches.sort_by_key(|patch| patch.layer);
 
-        let boots = patches.iter().any(|patch| patch.layer != Layer::Unit);
+        let boots = patches.iter().any(|patch| patch.layer.boots());
         let toolchain = boots.then(|| Toolchain::ensure(&Need::BOOTS)).transpose()?;
         report.env = match &toolchain {
             Some(toolchain) => toolchain.environment(),
@@ -61,18 +63,62 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
                 ..Default::default()
             },
         };
-        let lab = Lab::new(tree, toolchain, args.verbose)?;
-        lab.leave_out_missing_hosts(&mut patches)?;
-        let unfit = lab.unfit_catchers(&patches);
+        leave_out_missing_hosts(tree, &mut patches)?;
 
         let began = Instant::now();
         println!("\nrunning {} faults", patches.len());
-        let mut missed = 0;
-        for patch in &patches {
+        let toolchain = toolchain.as_ref();
+        let (booted, tested): (Vec<_>, Vec<_>) = patches.iter().partition(|patch| patch.layer.boots());
+        // What boots and what does not keep out of each other's way, so both go on at once.
+        thread::scope(|scope| {
+            let tested = scope.spawn(|| Lab::new(tree, "tests", None, args.verbose)?.try_faults(&tested));
+            let booted = Lab::new(tree, "boots", toolchain, args.verbose)?.try_faults(&booted)?;
+            faults.extend(tested.join().unwrap_or_else(|panic| resume_unwind(panic))?);
+            faults.extend(booted);
+            anyhow::Ok(())
+        })?;
+        let missed = faults.iter().filter(|fault| fault.caught_by.is_empty()).count();
+        println!("\n{}\n", result_line(patches.len() - missed, missed, began.elapsed()));
+        let verdict = if missed == 0 { "PASSED" } else { "FAILED" };
+        println!("{verdict}: {} of {} faults were caught", patches.len() - missed, patches.len());
+        Ok(missed == 0)
+    })
+}
+
+/// Where faults are tried: a copy of the sources with target folders of its own. (The checkout's own target
+/// folder would not do: cargo could not tell the two copies apart.)
+struct Lab<'a> {
+    source: PathBuf,
+    tree: Tree,
+    toolchain: Option<&'a Toolchain>,
+    verbose: bool,
+}
+
+impl<'a> Lab<'a> {
+    fn new(tree: &Tree, name: &str, toolchain: Option<&'a Toolchain>, verbose: bool) -> Result<Self> {
+        let folder = tree.target.join("mutants").join(name);
+        let lab = Self {
+            source: tree.root.clone(),
+            tree: Tree { root: folder.join("tree"), target: folder.join("target") },
+            toolchain,
+            verbose,
+        };
+        lab.refresh()?;
+        if toolchain.is_some() {
+            linux::share(tree, &lab.tree)?;
+        }
+        Ok(lab)
+    }
+
+    /// Tries faults one after the other, and prints what came of each.
+    fn try_faults(&self, patches: &[&Patch]) -> Result<Vec<Fault>> {
+        let unfit = self.unfit_catchers(patches);
+        let mut faults = Vec::new();
+        for patch in patches {
             let began = Instant::now();
             let caught = match patch.catchers.iter().find_map(|catcher| unfit.get(catcher)) {
                 Some(why) => Err(anyhow!("its test cannot tell: {why}")),
-                None => lab.try_fault(patch),
+                None => self.try_fault(patch),
             };
             let took = seconds(began.elapsed());
             let name = &patch.name;
@@ -83,67 +129,9 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
                 Ok(caught) => println!("test fault::{name} ... ok (caught by {}, {took})", caught.join(", ")),
                 Err(error) => println!("test fault::{name} ... FAILED ({error:#})"),
             }
-            let caught_by = caught.unwrap_or_default();
-            missed += usize::from(caught_by.is_empty());
-            faults.push(Fault { name: name.clone(), caught_by });
+            faults.push(Fault { name: name.clone(), caught_by: caught.unwrap_or_default() });
         }
-        println!("\n{}\n", result_line(patches.len() - missed, missed, began.elapsed()));
-        let verdict = if missed == 0 { "PASSED" } else { "FAILED" };
-        println!("{verdict}: {} of {} faults were caught", patches.len() - missed, patches.len());
-        Ok(missed == 0)
-    })
-}
-
-/// Where faults are tried: a copy of the sources with target folders of its own. (The checkout's own target
-/// folder would not do: cargo could not tell the two copies apart.)
-struct Lab {
-    source: PathBuf,
-    tree: Tree,
-    toolchain: Option<Toolchain>,
-    verbose: bool,
-}
-
-impl Lab {
-    fn new(tree: &Tree, toolchain: Option<Toolchain>, verbose: bool) -> Result<Self> {
-        let folder = tree.target.join("mutants");
-        let lab = Self {
-            source: tree.root.clone(),
-            tree: Tree { root: folder.join("tree"), target: folder.join("target") },
-            toolchain,
-            verbose,
-        };
-        lab.refresh()?;
-        Ok(lab)
-    }
-
-    /// Leaves out faults that only Linux shows, where that cannot be had, and says so.
-    fn leave_out_missing_hosts(&self, patches: &mut Vec<Patch>) -> Result<()> {
-        let mut kernels = Vec::new();
-        for patch in &*patches {
-            kernels.push(self.kernel_for(patch)?);
-        }
-        let missing = linux::missing(&self.tree, kernels.iter().copied().flatten());
-        let mut kernels = kernels.into_iter();
-        patches.retain(|patch| {
-            let why = kernels.next().flatten().and_then(|kernel| missing.get(&kernel));
-            if let Some(why) = why {
-                println!("skipped: {} needs Linux, which cannot be had: {why}", patch.name);
-            }
-            why.is_none()
-        });
-        Ok(())
-    }
-
-    /// The kernel without which a fault cannot be shown.
-    fn kernel_for(&self, patch: &Patch) -> Result<Option<linux::Kernel>> {
-        for catcher in &patch.catchers {
-            if let Catcher::Emulator { scenario, .. } = catcher
-                && let Some(kernel) = Scenario::load(&self.tree, scenario)?.needed_kernel()
-            {
-                return Ok(Some(kernel));
-            }
-        }
-        Ok(None)
+        Ok(faults)
     }
 
     /// Makes the copy equal to the checkout. Files that are equal already keep their times, so that cargo
@@ -184,7 +172,7 @@ impl Lab {
 
     /// Runs every catcher without a fault, and returns why some are unfit: a test that fails already, or that
     /// does not exist, can catch nothing.
-    fn unfit_catchers(&self, patches: &[Patch]) -> BTreeMap<Catcher, String> {
+    fn unfit_catchers(&self, patches: &[&Patch]) -> BTreeMap<Catcher, String> {
         let task = Task::begin("the tests that must catch the faults, without a fault");
         let mut unfit = BTreeMap::new();
         let mut boots: BTreeMap<&str, Result<Vec<String>>> = BTreeMap::new();
@@ -303,7 +291,7 @@ impl Lab {
         let mut is_over = false;
         while !is_over && Instant::now() < deadline {
             is_over = child.try_wait()?.is_some();
-            std::thread::sleep(Duration::from_millis(5));
+            thread::sleep(Duration::from_millis(5));
         }
         if !is_over {
             // It may have ended meanwhile: `wait` tells.
@@ -329,13 +317,43 @@ impl Lab {
     }
 
     fn boot(&self, name: &str, oracle: bool) -> Result<boot::Outcome> {
-        let toolchain = self.toolchain.as_ref().context("no compiler for boots")?;
+        let toolchain = self.toolchain.context("no compiler for boots")?;
         let scenario = Scenario::load(&self.tree, name)?;
-        let mut builder = Builder::new(&self.tree, toolchain, false, self.verbose);
+        let builder = Builder::new(&self.tree, toolchain, false, self.verbose);
         let options = Options { verbose: self.verbose, oracle, label: name.to_owned(), ..Options::default() };
         let machine = scenario.machine(&Overrides::default());
-        boot::scenario(&self.tree, &mut builder, &scenario, &machine, &options)
+        boot::scenario(&self.tree, &builder, &scenario, &machine, &options)
     }
+}
+
+/// Leaves out faults that only Linux shows, where that cannot be had, and says so.
+fn leave_out_missing_hosts(tree: &Tree, patches: &mut Vec<Patch>) -> Result<()> {
+    let mut kernels = Vec::new();
+    for patch in &*patches {
+        kernels.push(kernel_for(tree, patch)?);
+    }
+    let missing = linux::missing(tree, kernels.iter().copied().flatten());
+    let mut kernels = kernels.into_iter();
+    patches.retain(|patch| {
+        let why = kernels.next().flatten().and_then(|kernel| missing.get(&kernel));
+        if let Some(why) = why {
+            println!("skipped: {} needs Linux, which cannot be had: {why}", patch.name);
+        }
+        why.is_none()
+    });
+    Ok(())
+}
+
+/// The kernel without which a fault cannot be shown.
+fn kernel_for(tree: &Tree, patch: &Patch) -> Result<Option<linux::Kernel>> {
+    for catcher in &patch.catchers {
+        if let Catcher::Emulator { scenario, .. } = catcher
+            && let Some(kernel) = Scenario::load(tree, scenario)?.needed_kernel()
+        {
+            return Ok(Some(kernel));
+        }
+    }
+    Ok(None)
 }
 
 /// Makes `to` equal to `from`, but for version control and build results.

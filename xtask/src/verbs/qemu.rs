@@ -97,7 +97,7 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
         report.env.smp = Some(machine.smp);
         report.env.memory = Some(machine.memory.clone());
 
-        let mut builder = Builder::new(tree, &toolchain, args.release, args.verbose);
+        let builder = Builder::new(tree, &toolchain, args.release, args.verbose);
         let options = Options {
             live: true,
             typed: is_shell,
@@ -109,7 +109,7 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
             label: scenario.name.clone(),
             ..Options::default()
         };
-        let outcome = boot::scenario(tree, &mut builder, &scenario, &machine, &options)?;
+        let outcome = boot::scenario(tree, &builder, &scenario, &machine, &options)?;
         let pass = outcome.pass();
         for check in &outcome.checks {
             if check.pass {

@@ -12,8 +12,12 @@ use crate::tree::Tree;
 use crate::ui::{command_line, seconds};
 use anyhow::{Context, Result, ensure};
 use std::io::{BufRead, BufReader};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Instant;
 
 /// The grid of --matrix.
@@ -43,6 +47,10 @@ pub(crate) struct Args {
     /// Boot images without test calls and with full optimisation.
     #[arg(long)]
     release: bool,
+    /// Boots at a time. Those that keep several CPUs busy run by themselves all the same. As many as this machine has
+    /// CPUs if not given, and 1 with --verbose.
+    #[arg(long, value_name = "N")]
+    jobs: Option<NonZeroUsize>,
     /// Write the result as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -162,34 +170,22 @@ fn emulator(tree: &Tree, args: &Args, toolchain: &Toolchain, steps: &mut Vec<Che
     }
     boots.retain(|boot| args.filter.as_ref().is_none_or(|filter| boot.label.contains(filter.as_str())));
     leave_out_missing_hosts(tree, &mut boots);
-    let mut builder = Builder::new(tree, toolchain, args.release, args.verbose);
+    let builder = Builder::new(tree, toolchain, args.release, args.verbose);
     let began = Instant::now();
+    let jobs = match args.jobs {
+        Some(jobs) => jobs.get(),
+        None if args.verbose => 1,
+        None => thread::available_parallelism().map_or(1, usize::from),
+    };
+    println!("\nrunning {} boots, {jobs} at a time where one CPU of this machine does for each", boots.len());
+    let run = |boot: &&Boot| (boot.label.clone(), boot.run(tree, &builder, args));
+    let (busy, small): (Vec<_>, Vec<_>) = boots.iter().partition(|boot| boot.scenario.is_busy());
+    let mut outcomes = at_a_time(jobs, &small, run);
+    outcomes.extend(busy.iter().map(run));
     let mut failed = Vec::new();
-    println!("\nrunning {} boots", boots.len());
-    for Boot { label, scenario, by_hand, oracle } in &boots {
-        let options = Options {
-            live: args.verbose,
-            verbose: args.verbose,
-            oracle: *oracle,
-            // One control run a scenario is enough: it is about the search, not about the machine.
-            control: *label == scenario.name,
-            label: label.clone(),
-            ..Options::default()
-        };
-        let outcome = boot::scenario(tree, &mut builder, scenario, &scenario.machine(by_hand), &options);
-        let outcome = outcome.unwrap_or_else(|error| Outcome::could_not_be_made(tree, &options, &error));
-        let verdict = if outcome.pass() { "ok" } else { "FAILED" };
-        println!(
-            "test qemu::{label} ... {verdict} ({} checks, {})",
-            outcome.checks.len(),
-            seconds(outcome.duration)
-        );
+    for (label, outcome) in outcomes {
         if !outcome.pass() {
-            for check in outcome.failures() {
-                println!("    {}", check.complaint());
-            }
-            println!("    console: {}", tree.show(&outcome.log));
-            failed.push(label.as_str());
+            failed.push(label.clone());
         }
         let named = |check: Check| Check { name: format!("{label}/{}", check.name), ..check };
         steps.extend(outcome.checks.into_iter().map(named));
@@ -203,6 +199,24 @@ fn emulator(tree: &Tree, args: &Args, toolchain: &Toolchain, steps: &mut Vec<Che
     Ok(Count { passed: passed as u64, failed: failed.len() as u64 })
 }
 
+/// Does something with each item, so many at a time; the results are in the order in which they came about.
+fn at_a_time<T: Sync, R: Send>(jobs: usize, items: &[T], each: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..jobs.min(items.len()) {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let result = each(item);
+                    // A worker that panics elsewhere ends the scope with its panic.
+                    results.lock().unwrap_or_else(PoisonError::into_inner).push(result);
+                }
+            });
+        }
+    });
+    results.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// One boot.
 pub(super) struct Boot {
     pub(super) label: String,
@@ -210,6 +224,36 @@ pub(super) struct Boot {
     /// What differs of the machine.
     pub(super) by_hand: Overrides,
     pub(super) oracle: bool,
+}
+
+impl Boot {
+    /// Boots, and prints what it showed.
+    fn run(&self, tree: &Tree, builder: &Builder<'_>, args: &Args) -> Outcome {
+        let Self { label, scenario, by_hand, oracle } = self;
+        let options = Options {
+            live: args.verbose,
+            verbose: args.verbose,
+            oracle: *oracle,
+            // One control run a scenario is enough: it is about the search, not about the machine.
+            control: *label == scenario.name,
+            label: label.clone(),
+            ..Options::default()
+        };
+        let outcome = boot::scenario(tree, builder, scenario, &scenario.machine(by_hand), &options)
+            .unwrap_or_else(|error| Outcome::could_not_be_made(tree, &options, &error));
+        let verdict = if outcome.pass() { "ok" } else { "FAILED" };
+        let (checks, took) = (outcome.checks.len(), seconds(outcome.duration));
+        let mut text = format!("test qemu::{label} ... {verdict} ({checks} checks, {took})");
+        for check in outcome.failures() {
+            text += &format!("\n    {}", check.complaint());
+        }
+        if !outcome.pass() {
+            text += &format!("\n    console: {}", tree.show(&outcome.log));
+        }
+        // In one piece: others print too.
+        println!("{text}");
+        outcome
+    }
 }
 
 /// The boots of a scenario.
@@ -271,6 +315,16 @@ mod tests {
         assert_eq!(labels("oracle = true", true), [] as [&str; 0]);
         let text = "description = \"d\"\nprogram = \"p\"\nsteps = [\"a\"]\noracle = true";
         assert_eq!(boots_of(Scenario::parse("s", text).unwrap(), false, true).len(), 1);
+    }
+
+    #[test]
+    fn each_item_is_done_once_however_many_work() {
+        for jobs in [1, 2, 7] {
+            let mut squares = at_a_time(jobs, &[1, 2, 3, 4], |number| number * number);
+            squares.sort();
+            assert_eq!(squares, [1, 4, 9, 16]);
+        }
+        assert_eq!(at_a_time(3, &[], |number: &u8| *number), [] as [u8; 0]);
     }
 
     #[test]

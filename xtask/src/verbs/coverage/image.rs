@@ -41,7 +41,7 @@ struct Text {
 /// Boots every scenario; returns whether they passed, and what they ran: the total, which has a target, and each function.
 pub(super) fn measure(tree: &Tree, args: &Args) -> Result<(Environment, Vec<Check>, Vec<Covered>)> {
     let toolchain = Toolchain::ensure(&Need::BOOTS)?;
-    let mut builder = Builder::new(tree, &toolchain, false, args.verbose);
+    let builder = Builder::new(tree, &toolchain, false, args.verbose);
     let text = Text::of(&fs::read(builder.images(&[])?.hyp_elf)?)?;
     let log = tree.results().join("blocks.log");
     let more = text.qemu_options(&log)?;
@@ -62,7 +62,7 @@ pub(super) fn measure(tree: &Tree, args: &Args) -> Result<(Environment, Vec<Chec
             ..Options::default()
         };
         let machine = boot.scenario.machine(&boot.by_hand);
-        let outcome = boot::scenario(tree, &mut builder, &boot.scenario, &machine, &options)?;
+        let outcome = boot::scenario(tree, &builder, &boot.scenario, &machine, &options)?;
         let before = run.len();
         run.extend(addresses(&fs::read_to_string(&log).context("QEMU wrote no log")?)?);
         task.done(&format!("{} instructions that none ran before", run.len() - before));

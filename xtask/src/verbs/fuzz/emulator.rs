@@ -69,7 +69,7 @@ fn play(tree: &Tree, args: &super::Args, report: &mut Report) -> Result<bool> {
     report.env.smp = Some(machine.smp);
     report.env.memory = Some(machine.memory.clone());
 
-    let mut builder = Builder::new(tree, &toolchain, false, args.verbose);
+    let builder = Builder::new(tree, &toolchain, false, args.verbose);
     let options = Options {
         live: true,
         verbose: args.verbose,
@@ -78,7 +78,7 @@ fn play(tree: &Tree, args: &super::Args, report: &mut Report) -> Result<bool> {
         label: "fuzz-emulator".to_owned(),
         ..Options::default()
     };
-    let outcome = boot::scenario(tree, &mut builder, &scenario, &machine, &options)?;
+    let outcome = boot::scenario(tree, &builder, &scenario, &machine, &options)?;
     let text = std::fs::read_to_string(&outcome.log).unwrap_or_default();
     let fuzzed = Fuzzed::read("emulator", &text, outcome.duration);
     let mut checks = outcome.checks.clone();
