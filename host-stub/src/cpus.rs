@@ -67,6 +67,31 @@ pub fn end(machine: &dyn Machine, number: u64, all: bool) -> Result<Progress, Er
     Ok(cpu.progress())
 }
 
+/// Calls one more CPU to work, if there are not as many as there is work for and there is one.
+pub fn call_for_work(machine: &dyn Machine, wanted: usize) {
+    let state = |cpu: &Secondary| cpu.progress().state;
+    let cpus = machine.secondaries();
+    if cpus.iter().filter(|cpu| state(cpu) == State::Working).count() >= wanted {
+        return;
+    }
+    let mut off = cpus.iter().enumerate().filter(|(_, cpu)| state(cpu) == State::Off);
+    let Some((index, cpu)) = off.find(|(index, _)| machine.is_off(*index)) else { return };
+    if cpu.call_to_work().is_ok() && machine.turn_on(index) != psci::SUCCESS {
+        log::error!("CPU {} does not come", index.saturating_add(1));
+        cpu.stays_off();
+    }
+}
+
+/// Waits until the CPUs that work have gone. ETIMEDOUT if one does not.
+pub fn wait_for_workers(machine: &dyn Machine) -> Result<(), Errno> {
+    for (index, cpu) in machine.secondaries().iter().enumerate() {
+        if cpu.progress().state == State::Working {
+            wait(machine, || cpu.progress().state != State::Working && machine.is_off(index))?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

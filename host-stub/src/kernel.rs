@@ -1,22 +1,35 @@
-//! The kernel as a whole: starts the first program, serves what it asks for and what it causes, and cleans up.
+//! The kernel as a whole: starts the first program, serves what its threads ask for and what they cause, and cleans up.
 //!
-//! One program at a time so far. What maps content everywhere is asked through
+//! One program at a time so far, with threads on all CPUs. What maps content everywhere is asked through
 //! [`crate::gmem::fallocate::MapsContent`], so that more of them need no change in `gmem` or `kvm`.
+//!
+//! A CPU comes to the kernel with what its last [`Job`] has led to, and leaves with the next one ([`Kernel::next`]). That
+//! is all that several CPUs need: one at a time is in the kernel, and what a CPU does outside of it, which is to run a
+//! thread or a vCPU, or to rest, touches nothing of the kernel's.
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
+
+use abi::Exit;
+use abi::host::{CALL_WORDS, HostResult, RESULT_WORDS};
 
 use crate::errno::Errno;
 use crate::fs::{Archive, File};
 use crate::gmem::View;
 use crate::host::Host;
+use crate::kvm::memory::Caller;
+use crate::kvm::run::Step;
 use crate::kvm::{self, Vm};
+use crate::machine::Machine;
 use crate::mm::space::Unmapped;
 use crate::mm::{Backing, Fault, Holder, Pfn};
+use crate::process::context::UserContext;
 use crate::process::signal::Signal;
+use crate::process::thread::Thread;
 use crate::process::trap::Trap;
 use crate::process::{Ended, Process};
 use crate::syscall;
+use crate::threads::{Threads, Wait};
 
 /// Number of the first program.
 const INIT: u64 = 1;
@@ -30,6 +43,78 @@ pub struct Kernel<'m> {
     pub ramdisk: Archive<'static>,
     /// The program.
     pub process: Process,
+    /// Its threads but the one that is served.
+    pub threads: Threads,
+    /// The CPU that is in the kernel.
+    pub cpu: usize,
+    /// How the program ended, from when on no thread runs.
+    ended: Option<Ended>,
+}
+
+/// What a CPU does outside the kernel.
+#[derive(Debug)]
+pub enum Job {
+    /// Run a thread until its next exception.
+    Run {
+        /// Its registers.
+        context: UserContext,
+        /// Its tables.
+        root: Pfn,
+        /// Their name in the TLB.
+        asid: u16,
+    },
+    /// Make this call, which runs a vCPU.
+    Call([u64; CALL_WORDS]),
+    /// Wait for an interrupt.
+    Rest,
+    /// Nothing any more: the program has ended.
+    Leave,
+}
+
+/// What a job has led to.
+#[derive(Debug)]
+pub enum Done {
+    /// The CPU had none.
+    Nothing,
+    /// An exception, with the thread's registers.
+    Run(UserContext),
+    /// An answer.
+    Call([u64; RESULT_WORDS]),
+    /// An interrupt, which was taken.
+    Rest,
+}
+
+/// What the thread that is served does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// It goes on.
+    GoOn,
+    /// It goes on when the others have had their turn.
+    Yield,
+    /// It waits.
+    Wait(Wait),
+    /// It is no more.
+    Exit,
+}
+
+/// What a CPU does from the first job to the last. `next` is [`Kernel::next`], with the kernel for this CPU alone
+/// meanwhile.
+pub fn work(machine: &dyn Machine, mut next: impl FnMut(Done) -> Job) {
+    let mut done = Done::Nothing;
+    loop {
+        done = match next(done) {
+            Job::Run { mut context, root, asid } => {
+                machine.run_user(&mut context, root, asid);
+                Done::Run(context)
+            }
+            Job::Call(words) => Done::Call(machine.call_words(&words)),
+            Job::Rest => {
+                machine.idle();
+                Done::Rest
+            }
+            Job::Leave => return,
+        };
+    }
 }
 
 impl<'m> Kernel<'m> {
@@ -45,33 +130,162 @@ impl<'m> Kernel<'m> {
             Errno::EIO
         })?;
         let file = entry.ok_or(Errno::ENOENT)?.data;
-        let process = Process::load(&mut host, INIT, file, arguments)?;
-        Ok(Self { host, ramdisk, process })
+        let mut process = Process::load(&mut host, INIT, file, arguments)?;
+        let mut threads = Threads::default();
+        // No CPU rests yet.
+        let _ = threads.make_ready(core::mem::take(&mut process.thread));
+        Ok(Self { host, ramdisk, process, threads, cpu: 0, ended: None })
     }
 
-    /// Runs the program to its end and cleans up after it.
-    pub fn run(mut self) -> (Ended, Host<'m>) {
-        let ended = loop {
-            let (root, asid) = self.process.space.root();
-            self.host.machine.run_user(&mut self.process.context, root, asid);
-            if let Err(ended) = self.serve() {
-                break ended;
+    /// Serves what has come of a CPU's last job, and finds it the next one. CPU 0, which is the boot CPU, leaves as the
+    /// last.
+    pub fn next(&mut self, cpu: usize, done: Done) -> Job {
+        self.cpu = cpu;
+        let interrupt = self.is_interrupt(&done);
+        let woken = self.threads.wake_due(self.host.machine.now(), interrupt);
+        woken.into_iter().for_each(|thread| self.make_ready(thread));
+        let mut goes_on = false;
+        if let Some(thread) = self.threads.take_from(cpu) {
+            self.process.thread = thread;
+            if self.ended.is_none() {
+                let after = self.serve(done).unwrap_or_else(|ended| self.end(ended));
+                // An interrupt may have been the end of its turn.
+                let after = if interrupt && after == After::GoOn { After::Yield } else { after };
+                goes_on = self.put_away(after);
+            }
+        }
+        if self.ended.is_none() {
+            match self.job(goes_on) {
+                Ok(Some(job)) => return job,
+                Ok(None) => (),
+                Err(ended) => {
+                    self.end(ended);
+                }
+            }
+        }
+        if self.ended.is_some() && (cpu != 0 || !self.threads.is_one_running()) {
+            return Job::Leave;
+        }
+        self.threads.rests(cpu);
+        Job::Rest
+    }
+
+    /// A thread waits for a CPU.
+    pub fn make_ready(&mut self, thread: Thread) {
+        if let Some(cpu) = self.threads.make_ready(thread)
+            && cpu != self.cpu
+        {
+            self.host.machine.kick(cpu);
+        }
+    }
+
+    fn is_interrupt(&self, done: &Done) -> bool {
+        match done {
+            Done::Nothing => false,
+            Done::Run(context) => Trap::of(context) == Trap::Interrupt,
+            Done::Call(words) => HostResult::from_words(words)
+                .is_some_and(|result| matches!(Exit::from_words(result.values), Some(Exit::Interrupted))),
+            Done::Rest => true,
+        }
+    }
+
+    /// The program ends: no thread goes on.
+    fn end(&mut self, ended: Ended) -> After {
+        self.ended = Some(ended);
+        for cpu in self.threads.end_all() {
+            self.host.machine.kick(cpu);
+        }
+        After::Exit
+    }
+
+    /// Where the thread that was served belongs now. Returns whether it goes on here at once.
+    fn put_away(&mut self, after: After) -> bool {
+        let goes_on = match after {
+            After::GoOn => true,
+            After::Yield => !self.threads.is_one_ready(),
+            After::Wait(_) | After::Exit => false,
+        };
+        if !goes_on {
+            let mut thread = core::mem::take(&mut self.process.thread);
+            self.host.machine.save_fp(&mut thread.fp);
+            match after {
+                After::Wait(wait) => self.threads.wait(thread, wait),
+                After::Exit => (),
+                After::GoOn | After::Yield => self.make_ready(thread),
+            }
+        }
+        goes_on
+    }
+
+    /// The job of the thread that goes on, or else of the next one; `None` if there is none.
+    fn job(&mut self, goes_on: bool) -> Result<Option<Job>, Ended> {
+        if !goes_on {
+            let Some(thread) = self.threads.next() else { return Ok(None) };
+            self.host.machine.restore_fp(&thread.fp);
+            self.process.thread = thread;
+        }
+        let thread = &mut self.process.thread;
+        if thread.mask.is_pending() {
+            if let Some(entry) = thread.entry.take() {
+                let result = entry.interrupted(&self.host);
+                thread.set_result(result);
+            }
+            self.process.deliver_sent(&mut self.host)?;
+        }
+        let thread = core::mem::take(&mut self.process.thread);
+        let job = match &thread.entry {
+            Some(entry) => Job::Call(entry.call().encode()),
+            None => {
+                let (root, asid) = self.process.space.root();
+                Job::Run { context: thread.context, root, asid }
             }
         };
-        (ended, self.clean_up())
+        self.threads.put_on(self.cpu, thread);
+        Ok(Some(job))
     }
 
-    fn serve(&mut self) -> Result<(), Ended> {
-        let pc = self.process.context.pc;
-        let signal = match Trap::of(&self.process.context) {
+    fn serve(&mut self, done: Done) -> Result<After, Ended> {
+        match done {
+            Done::Run(context) => {
+                self.process.thread.context = context;
+                self.serve_trap()
+            }
+            Done::Call(words) => Ok(self.serve_exit(HostResult::from_words(&words))),
+            Done::Nothing | Done::Rest => Ok(After::GoOn),
+        }
+    }
+
+    fn serve_exit(&mut self, result: Option<HostResult>) -> After {
+        let Some(entry) = self.process.thread.entry.take() else { return After::GoOn };
+        let (entry, after) = match entry.end(&mut self.host, &mut self.process, result) {
+            Step::Enter(entry) => (entry, After::GoOn),
+            Step::Wait(entry) => (entry, After::Wait(Wait::Interrupt)),
+            // KVM waits until the vCPU is on. With one thread nobody could turn it on then.
+            Step::Off(entry) if !self.process.is_single_threaded() => (entry, After::Wait(Wait::Interrupt)),
+            Step::Off(_) => {
+                self.process.thread.set_result(Err(Errno::EAGAIN));
+                return After::GoOn;
+            }
+            Step::Return(result) => {
+                self.process.thread.set_result(result);
+                return After::GoOn;
+            }
+        };
+        self.process.thread.entry = Some(entry);
+        after
+    }
+
+    fn serve_trap(&mut self) -> Result<After, Ended> {
+        let pc = self.process.thread.context.pc;
+        let signal = match Trap::of(&self.process.thread.context) {
             Trap::SystemCall => return syscall::dispatch(self),
             Trap::Interrupt => {
                 self.host.machine.take_interrupts();
-                return Ok(());
+                return Ok(After::GoOn);
             }
             Trap::Fault { address, access } => {
                 match self.process.space.fault_in(&mut self.host, address, access) {
-                    Ok(_) => return Ok(()),
+                    Ok(_) => return Ok(After::GoOn),
                     Err(Fault::NoRegion) => Signal::no_mapping(address),
                     Err(Fault::Denied) => Signal::denied(address),
                     Err(Fault::NothingThere) => Signal::nothing_there(address),
@@ -93,15 +307,17 @@ impl<'m> Kernel<'m> {
             Trap::Breakpoint => Signal::breakpoint(pc),
             Trap::FloatingPoint => Signal::floating_point(pc),
             Trap::Unexpected => {
-                log::error!("unexpected exception of a program: {:x?}", self.process.context);
+                log::error!("unexpected exception of a program: {:x?}", self.process.thread.context);
                 return Err(Ended::Killed(Signal::undefined(pc)));
             }
         };
-        self.process.deliver(&mut self.host, signal)
+        self.process.deliver(&mut self.host, signal).map(|()| After::GoOn)
     }
 
-    /// Lets go of everything that the program had.
-    fn clean_up(mut self) -> Host<'m> {
+    /// Lets go of everything that the program had; returns how it ended, and `None` if it has not.
+    pub fn clean_up(mut self) -> (Option<Ended>, Host<'m>) {
+        // What it had begun to do holds a VM.
+        self.process.thread = Thread::default();
         let vms = held_vms(&self.process);
         let (mut files, space, trampoline) = self.process.into_parts();
         for file in files.take_all() {
@@ -110,7 +326,7 @@ impl<'m> Kernel<'m> {
         let unmapped = space.destroy(&mut self.host);
         release_unmapped(&mut self.host, vms, unmapped);
         self.host.give_back(trampoline);
-        self.host
+        (self.ended, self.host)
     }
 }
 

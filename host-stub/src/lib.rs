@@ -10,6 +10,7 @@
 //! | [`gmem`] | guest_memfd: inode, view, and the gate | content is touched only where the gate, asking EL2, admits it |
 //! | [`kvm`] | `/dev/kvm`: VMs, memory slots, vCPUs, the run loop, teardown | Linux's numbers, structures and order of checks |
 //! | [`fs`] | the ramdisk and open files | a malformed archive ends in an error, never in a wrong file |
+//! | [`threads`] | who runs, who waits for what | a thread is in one place |
 //! | [`process`] | EL0 programs: ELF, stack, signals | what a handler sees is laid out as Linux lays it out |
 //! | [`syscall`] | system calls by Linux's numbers | every pointer of a program goes through [`mm::AddressSpace`] |
 //! | [`deed`] | `/dev/deed`: lets a program play a hostile host | |
@@ -41,6 +42,7 @@ pub mod process;
 pub mod secondary;
 pub mod series;
 pub mod syscall;
+pub mod threads;
 
 #[cfg(target_os = "none")]
 #[expect(unsafe_code, reason = "registers, assembly and raw memory live here and nowhere else")]

@@ -173,6 +173,8 @@ pub trait Machine: Hypervisor + Memory {
     fn is_off(&self, index: usize) -> bool;
     /// Wakes the CPUs that wait for work.
     fn wake(&self);
+    /// Interrupts one of the CPUs, by its number: 0 is the boot CPU.
+    fn kick(&self, cpu: usize);
     /// A moment's pause in a loop that waits for another CPU.
     fn relax(&self);
     /// Does one thing, without interruption; returns the ticks of the virtual counter and x0 to x9.

@@ -1,4 +1,5 @@
-//! The other CPUs, as hands of the research device: each plays one series again and again until it is told to end.
+//! The other CPUs. They work for the kernel, running threads and vCPUs, or are hands of the research device: then each
+//! plays one series again and again until it is told to end.
 //!
 //! A [`Secondary`] is all that a CPU shares with the boot CPU, and all of it is atomic. Its state says whose turn it
 //! is: the boot CPU writes the series while the state is [`State::Idle`], the CPU itself while it is
@@ -29,6 +30,8 @@ pub enum State {
     Playing = 3,
     /// It was told to turn itself off.
     Leaving = 4,
+    /// It works for the kernel, or was asked to come for that, until the program has ended.
+    Working = 5,
 }
 
 impl State {
@@ -38,6 +41,7 @@ impl State {
             2 => Self::Idle,
             3 => Self::Playing,
             4 => Self::Leaving,
+            5 => Self::Working,
             _ => Self::Off,
         }
     }
@@ -167,9 +171,16 @@ impl Secondary {
         if self.pass(State::Off, State::Coming) { Ok(()) } else { Err(Errno::EBUSY) }
     }
 
+    /// It is asked to come and to work for the kernel. EBUSY if it is on, or comes already.
+    pub fn call_to_work(&self) -> Result<(), Errno> {
+        if self.pass(State::Off, State::Working) { Ok(()) } else { Err(Errno::EBUSY) }
+    }
+
     /// The call was refused.
     pub fn stays_off(&self) {
-        self.pass(State::Coming, State::Off);
+        if !self.pass(State::Coming, State::Off) {
+            self.pass(State::Working, State::Off);
+        }
     }
 
     /// Gives it a series. EINVAL if that is none, or too long; EBUSY if the CPU does not wait for one.
@@ -214,8 +225,14 @@ impl Secondary {
         if self.pass(State::Idle, State::Leaving) { Ok(()) } else { Err(Errno::EBUSY) }
     }
 
-    /// The CPU's side: plays what it is given, and calls `wait` while there is nothing, until it is sent away.
-    pub fn serve<M: Machine + ?Sized>(&self, machine: &M, wait: impl Fn()) {
+    /// The CPU's side: works if it was called for that, and else plays what it is given, and calls `wait` while there is
+    /// nothing, until it is sent away.
+    pub fn serve<M: Machine + ?Sized>(&self, machine: &M, wait: impl Fn(), work: impl FnOnce()) {
+        if self.progress().state == State::Working {
+            work();
+            self.pass(State::Working, State::Off);
+            return;
+        }
         self.pass(State::Coming, State::Idle);
         loop {
             match self.progress().state {
@@ -227,7 +244,7 @@ impl Secondary {
                     self.pass(State::Leaving, State::Off);
                     return;
                 }
-                State::Off | State::Coming | State::Idle => wait(),
+                State::Off | State::Coming | State::Idle | State::Working => wait(),
             }
         }
     }
@@ -284,7 +301,7 @@ mod tests {
 
     /// Serves until there is nothing to do, and sends the CPU away then.
     fn serve(secondary: &Secondary, machine: &FakeMachine) {
-        secondary.serve(machine, || secondary.send_away().unwrap());
+        secondary.serve(machine, || secondary.send_away().unwrap(), || panic!("it was not called to work"));
         assert_eq!(secondary.progress().state, State::Off);
     }
 
@@ -322,6 +339,21 @@ mod tests {
         secondary.end();
         serve(&secondary, &machine);
         assert_eq!(secondary.progress().rounds, 0);
+    }
+
+    #[test]
+    fn a_cpu_that_is_called_to_work_plays_nothing() {
+        let machine = FakeMachine::new(1);
+        let secondary = Secondary::new();
+        secondary.call_to_work().unwrap();
+        assert_eq!(secondary.call_in(), Err(Errno::EBUSY));
+        assert_eq!(secondary.play(&[LOAD], How { rounds: 1, past_aborts: false }), Err(Errno::EBUSY));
+        let worked = core::cell::Cell::new(0);
+        secondary.serve(&machine, || panic!("it waits"), || worked.set(worked.get() + 1));
+        assert_eq!((worked.get(), secondary.progress().state), (1, State::Off));
+        secondary.call_to_work().unwrap();
+        secondary.stays_off();
+        assert_eq!(secondary.progress().state, State::Off);
     }
 
     #[test]

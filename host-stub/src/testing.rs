@@ -14,6 +14,7 @@ use crate::gmem::{Inode, View};
 use crate::host::Host;
 use crate::kernel::{release_file, release_unmapped};
 use crate::kvm::memory::{Caller, give_page};
+use crate::kvm::run::{self, Step};
 use crate::kvm::slots::{Descriptor, GUEST_MEMFD, RegionRequest, set_region};
 use crate::kvm::vm::TYPE_PROTECTED;
 use crate::kvm::{VcpuRef, Vm};
@@ -46,6 +47,10 @@ impl MapsContent for TestCaller {
 impl Caller for TestCaller {
     fn frame_at(&mut self, host: &mut Host, address: u64, access: Access) -> Result<Pfn, Errno> {
         Ok(self.space.resolve(host, address, access)?)
+    }
+
+    fn is_single_threaded(&self) -> bool {
+        true
     }
 }
 
@@ -121,7 +126,19 @@ impl<'m> World<'m> {
     }
 
     pub(crate) fn run(&mut self) -> Result<u64, Errno> {
-        crate::kvm::run::run(&mut self.host, &mut self.caller, &self.vcpu)
+        let mut entry = run::begin(&mut self.host, &mut self.caller, &self.vcpu)?;
+        loop {
+            let result = self.host.machine.call(entry.call());
+            entry = match entry.end(&mut self.host, &mut self.caller, result) {
+                Step::Enter(entry) => entry,
+                Step::Wait(entry) => {
+                    self.host.machine.idle();
+                    entry
+                }
+                Step::Off(_) => return Err(Errno::EAGAIN),
+                Step::Return(result) => return result,
+            };
+        }
     }
 
     /// The `u32` at an offset of the vCPU's `kvm_run`.

@@ -10,9 +10,10 @@ use host_stub::gmem::{Inode, View};
 use host_stub::host::Host;
 use host_stub::kernel::release_vm;
 use host_stub::kvm::memory::Caller;
+use host_stub::kvm::run::{self, Step};
 use host_stub::kvm::slots::{Descriptor, GUEST_MEMFD, RegionRequest, set_region};
 use host_stub::kvm::vm::TYPE_PROTECTED;
-use host_stub::kvm::{VcpuRef, Vm, run};
+use host_stub::kvm::{VcpuRef, Vm};
 use host_stub::machine::{Abort, Hidden, Hypervisor, Machine, Memory, OddCall, Timed, Undefined};
 use host_stub::mm::space::Access;
 use host_stub::mm::{Frames, Holder, PAGE, Pfn};
@@ -109,6 +110,7 @@ impl Machine for Hardware {
     }
 
     fn wake(&self) {}
+    fn kick(&self, _cpu: usize) {}
 
     fn relax(&self) {}
 
@@ -146,6 +148,10 @@ impl MapsContent for Programs {
 impl Caller for Programs {
     fn frame_at(&mut self, _host: &mut Host, _address: u64, _access: Access) -> Result<Pfn, Errno> {
         Err(Errno::EFAULT)
+    }
+
+    fn is_single_threaded(&self) -> bool {
+        true
     }
 }
 
@@ -219,7 +225,15 @@ impl<'m> Stage<'m> {
     }
 
     fn run(&mut self) -> Result<u64, Errno> {
-        run::run(&mut self.host, &mut self.programs, &self.vcpu)
+        let mut entry = run::begin(&mut self.host, &mut self.programs, &self.vcpu)?;
+        loop {
+            let result = self.host.machine.call(entry.call());
+            entry = match entry.end(&mut self.host, &mut self.programs, result) {
+                Step::Enter(entry) | Step::Wait(entry) => entry,
+                Step::Off(_) => return Err(Errno::EAGAIN),
+                Step::Return(result) => return result,
+            };
+        }
     }
 
     fn admit(&mut self, page: u64) -> Result<Pfn, Refusal> {

@@ -17,6 +17,7 @@
 //! | `play` | lists of calls that the kernel plays and counts |
 //! | `machine` | a VM with memory, a guest's image and its device |
 //! | `raw_vm` | a VM made by host calls alone, behind the kernel's back |
+//! | `thread` | threads of a program, and how they wait for each other |
 //! | `hostile` | what a host must not do, and what it is told |
 //!
 //! The first four modules are plain code and build everywhere; the others exist on the target only.
@@ -55,6 +56,8 @@ pub mod runtime;
 pub mod series;
 #[cfg(target_os = "none")]
 pub mod sys;
+#[cfg(target_os = "none")]
+pub mod thread;
 
 /// Why a program cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq)]

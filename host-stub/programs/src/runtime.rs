@@ -12,8 +12,8 @@ use crate::sys;
 use crate::uapi::nr;
 
 /// Bytes of the heap: a program allocates little and ends soon, so nothing is ever given back but the
-/// block that was taken last.
-const HEAP_SIZE: usize = 1 << 20;
+/// block that was taken last. Its pages come when they are first used.
+const HEAP_SIZE: usize = 8 << 20;
 
 #[repr(align(16))]
 struct Heap {
@@ -31,22 +31,21 @@ static HEAP: Heap = Heap { bytes: UnsafeCell::new([0; HEAP_SIZE]), used: AtomicU
 // array, else null); `dealloc` takes back only the block that ends where the free part begins.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let used = self.used.load(Ordering::Relaxed);
-        let start = used.next_multiple_of(layout.align());
-        match start.checked_add(layout.size()) {
-            Some(end) if end <= HEAP_SIZE && layout.align() <= 16 => {
-                self.used.store(end, Ordering::Relaxed);
-                self.bytes.get().cast::<u8>().wrapping_add(start)
-            }
-            _ => core::ptr::null_mut(),
+        let start = |used: usize| used.next_multiple_of(layout.align());
+        let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            start(used).checked_add(layout.size()).filter(|end| *end <= HEAP_SIZE && layout.align() <= 16)
+        });
+        match taken {
+            Ok(used) => self.bytes.get().cast::<u8>().wrapping_add(start(used)),
+            Err(_) => core::ptr::null_mut(),
         }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         let start = block as usize - self.bytes.get() as usize;
-        if start + layout.size() == self.used.load(Ordering::Relaxed) {
-            self.used.store(start, Ordering::Relaxed);
-        }
+        // Otherwise it is not the last one, and stays.
+        let _ =
+            self.used.compare_exchange(start + layout.size(), start, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
@@ -60,7 +59,7 @@ unsafe extern "Rust" {
 extern "C" fn deed_program_start(stack: *const u64) -> ! {
     let arguments = arguments(stack);
     let mut steps = Steps::new(print);
-    sys::install_signal_handler();
+    sys::install_signal_handlers();
     if let Err(failure) = deed_program_main(&arguments, &mut steps) {
         steps.check("program-runs-to-its-end", "yes", failure, false);
     }

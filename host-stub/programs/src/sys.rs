@@ -11,6 +11,7 @@ const AT_FDCWD: u64 = -100i64 as u64;
 const O_RDWR: u64 = 2;
 const PROT_READ_WRITE: u64 = 3;
 const MAP_SHARED: u64 = 1;
+const MAP_PRIVATE_ANONYMOUS: u64 = 0x22;
 const FALLOC_PUNCH_HOLE_KEEP_SIZE: u64 = 3;
 
 /// Makes a result of a system call's return value.
@@ -136,6 +137,14 @@ pub struct Mapping {
 }
 
 impl Mapping {
+    /// Fresh memory, of zeros.
+    pub fn anonymous(length: u64) -> Result<Self, Failure> {
+        let arguments = [0, length, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS, u64::MAX, 0];
+        // SAFETY: without MAP_FIXED the kernel chooses addresses that nothing uses.
+        let address = result("mmap", unsafe { arch::syscall(nr::MMAP, arguments) })?;
+        Ok(Self { address, length })
+    }
+
     /// Address of an offset. It is not checked: a program may want to touch what is not there.
     pub fn address(&self, offset: u64) -> u64 {
         self.address.wrapping_add(offset)
@@ -178,15 +187,15 @@ impl Drop for Mapping {
     }
 }
 
-/// Installs the handler that ends probes, for SIGBUS and SIGSEGV.
-pub fn install_signal_handler() {
-    let action = SigAction {
-        handler: arch::signal_handler(),
-        flags: signal::SA_SIGINFO | signal::SA_RESTORER,
-        restorer: arch::signal_restorer(),
-        mask: 0,
-    };
-    for number in [signal::SIGBUS, signal::SIGSEGV] {
+/// Installs the handler that ends probes, for SIGBUS and SIGSEGV, and one that does nothing, for SIGUSR1.
+pub fn install_signal_handlers() {
+    for (number, handler) in [
+        (signal::SIGBUS, arch::signal_handler()),
+        (signal::SIGSEGV, arch::signal_handler()),
+        (signal::SIGUSR1, arch::idle_handler()),
+    ] {
+        let flags = signal::SA_SIGINFO | signal::SA_RESTORER;
+        let action = SigAction { handler, flags, restorer: arch::signal_restorer(), mask: 0 };
         let arguments = [number, &raw const action as u64, 0, 8, 0, 0];
         // SAFETY: the kernel reads the structure, which names code that keeps the handler's contract.
         unsafe { arch::syscall(nr::RT_SIGACTION, arguments) };

@@ -16,13 +16,21 @@ pub mod nr {
     pub const READ: u64 = 63;
     pub const WRITE: u64 = 64;
     pub const FSTAT: u64 = 80;
+    pub const EXIT: u64 = 93;
     pub const EXIT_GROUP: u64 = 94;
+    pub const FUTEX: u64 = 98;
     pub const NANOSLEEP: u64 = 101;
     pub const CLOCK_GETTIME: u64 = 113;
+    pub const SCHED_GETAFFINITY: u64 = 123;
+    pub const SCHED_YIELD: u64 = 124;
+    pub const TGKILL: u64 = 131;
     pub const RT_SIGACTION: u64 = 134;
     pub const RT_SIGPROCMASK: u64 = 135;
     pub const RT_SIGRETURN: u64 = 139;
+    pub const GETCPU: u64 = 168;
+    pub const GETPID: u64 = 172;
     pub const MUNMAP: u64 = 215;
+    pub const CLONE: u64 = 220;
     pub const MMAP: u64 = 222;
 }
 
@@ -45,6 +53,8 @@ pub mod errno {
 
 /// Signals.
 pub mod signal {
+    /// One that a program gives a meaning of its own.
+    pub const SIGUSR1: u64 = 10;
     /// An access that no memory answers.
     pub const SIGBUS: u64 = 7;
     /// An access that no mapping allows.

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use abi::HostCall;
 
 use super::hardware::{self, Hardware};
-use super::{console, gic, heap, linear, paging, secondaries, timed, timer};
+use super::{console, heap, linear, paging, secondaries, smp, timed};
 use crate::fs::Archive;
 use crate::host::Host;
 use crate::kernel::Kernel;
@@ -68,9 +68,8 @@ fn start(tree: u64, image: u64) -> Result<(), &'static str> {
         Some(result) => log::info!("Deed interface version {:#x}", result.values[0]),
         None => log::info!("no Deed below: no /dev/kvm"),
     }
-    match &platform.gic {
-        Some(gic) if gic::start(gic) => timer::arm(),
-        _ => return Err("no interrupt controller"),
+    if !platform.gic.is_some_and(smp::start_controller) {
+        return Err("no interrupt controller");
     }
     run(&platform, frames)
 }
@@ -88,10 +87,10 @@ fn run(platform: &Platform<'static>, frames: Frames) -> Result<(), &'static str>
         "the first program cannot be started"
     })?;
     log::info!("running {path}");
-    let (ended, host) = kernel.run();
+    let (ended, host) = smp::run(kernel);
     match ended {
-        Ended::Exit(code) => log::info!("{path} exited with code {code}"),
-        Ended::Killed(signal) => {
+        Some(Ended::Exit(code)) => log::info!("{path} exited with code {code}"),
+        Some(Ended::Killed(signal)) => {
             log::error!(
                 "{path} killed by signal {} (code {}, address {:#x})",
                 signal.number,
@@ -99,6 +98,7 @@ fn run(platform: &Platform<'static>, frames: Frames) -> Result<(), &'static str>
                 signal.address
             );
         }
+        None => return Err("the kernel stopped before its program"),
     }
     let census = host.frames.census();
     log::info!(

@@ -1,4 +1,4 @@
-//! GICv3, as far as a timer tick needs it: one private interrupt of this CPU, polled.
+//! GICv3, as far as a tick and calls between CPUs need it: two private interrupts of each CPU, polled.
 
 use core::arch::asm;
 
@@ -12,6 +12,8 @@ use crate::platform::Gic;
 
 /// Interrupt of the physical timer of EL1.
 pub const TIMER: u32 = 30;
+/// The software-generated interrupt by which CPUs call each other.
+const CALL: u32 = 0;
 /// Interrupt numbers from here on are no interrupts.
 const SPECIAL: u32 = 1020;
 const PRIORITY: u8 = 0x80;
@@ -68,7 +70,7 @@ macro_rules! icc {
     }};
 }
 
-/// Turns the timer's interrupt on. Returns `false` if this CPU has no redistributor.
+/// Starts what all CPUs share. Returns `false` if it cannot be reached.
 #[must_use]
 pub fn start(gic: &Gic) -> bool {
     let Ok(distributor) = linear::address(gic.distributor) else { return false };
@@ -78,15 +80,22 @@ pub fn start(gic: &Gic) -> bool {
     wait(|| !distributor.ctlr.is_set(GICD_CTLR::RWP));
     distributor.ctlr.modify(GICD_CTLR::ENABLE_GRP1::SET + GICD_CTLR::ENABLE_GRP1A::SET);
     wait(|| !distributor.ctlr.is_set(GICD_CTLR::RWP));
+    true
+}
 
+/// Lets this CPU have the timer's interrupt and calls of others. Returns `false` if it has no redistributor.
+#[must_use]
+pub fn start_cpu(gic: &Gic) -> bool {
     let Some(redistributor) = find_redistributor(gic) else { return false };
     redistributor.waker.modify(GICR_WAKER::PROCESSOR_SLEEP::CLEAR);
     wait(|| !redistributor.waker.is_set(GICR_WAKER::CHILDREN_ASLEEP));
     redistributor.igroupr0.set(u32::MAX);
-    if let Some(priority) = redistributor.ipriorityr.get(TIMER as usize) {
-        priority.set(PRIORITY);
+    for number in [TIMER, CALL] {
+        if let Some(priority) = redistributor.ipriorityr.get(number as usize) {
+            priority.set(PRIORITY);
+        }
     }
-    redistributor.isenabler0.set(1 << TIMER);
+    redistributor.isenabler0.set(1 << TIMER | 1 << CALL);
 
     icc!(write "S3_0_C12_C12_5", icc!(read "S3_0_C12_C12_5") | 1); // ICC_SRE_EL1
     icc!(write "S3_0_C4_C6_0", 0xff); // ICC_PMR_EL1
@@ -94,6 +103,20 @@ pub fn start(gic: &Gic) -> bool {
     icc!(write "S3_0_C12_C12_4", 0); // ICC_CTLR_EL1: one write ends an interrupt
     icc!(write "S3_0_C12_C12_7", 1); // ICC_IGRPEN1_EL1
     true
+}
+
+/// Lets this CPU have no interrupts.
+pub fn stop_cpu() {
+    icc!(write "S3_0_C12_C12_7", 0); // ICC_IGRPEN1_EL1
+}
+
+/// Calls a CPU, by the affinity fields of its `MPIDR_EL1`. What was stored before is seen by it then.
+pub fn send(affinity: u64) {
+    let [aff0, aff1, aff2, _, aff3, ..] = affinity.to_le_bytes().map(u64::from);
+    let target = 1 << (aff0 & 0xf) | (aff0 >> 4) << 44 | aff1 << 16 | aff2 << 32 | aff3 << 48;
+    // SAFETY: a barrier changes no value.
+    unsafe { asm!("dsb ishst", options(nostack)) };
+    icc!(write "S3_0_C12_C11_5", target | u64::from(CALL) << 24); // ICC_SGI1R_EL1
 }
 
 /// Waits for the hardware, but not for ever: a device that does not answer shows as a missing tick.

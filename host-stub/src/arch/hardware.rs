@@ -8,7 +8,7 @@ use aarch64_cpu::registers::{Readable, TTBR0_EL1, Writeable};
 use abi::host::{CALL_WORDS, RESULT_WORDS};
 use abi::psci;
 
-use super::{call, console, gic, hidden, linear, secondaries, timed, timer};
+use super::{call, console, gic, hidden, linear, secondaries, smp, timed, timer};
 use crate::machine::{Abort, Hidden, Hypervisor, Machine, Memory, OddCall, Timed, Undefined};
 use crate::mm::Pfn;
 use crate::platform::Conduit;
@@ -92,19 +92,11 @@ impl Memory for Hardware {
     }
 
     fn flush_page(&self, asid: u16, address: u64) {
-        let argument = u64::from(asid) << 48 | (address >> 12 & 0xfff_ffff_ffff);
-        // SAFETY: forgetting translations of EL0 is always allowed.
-        unsafe {
-            asm!("dsb ishst", "tlbi vale1is, {}", "dsb ish", "isb", in(reg) argument, options(nostack));
-        }
+        smp::shoot_down(u64::from(asid) << 48 | (address >> 12 & 0xfff_ffff_ffff), false);
     }
 
     fn flush_space(&self, asid: u16) {
-        let argument = u64::from(asid) << 48;
-        // SAFETY: as for `flush_page`.
-        unsafe {
-            asm!("dsb ishst", "tlbi aside1is, {}", "dsb ish", "isb", in(reg) argument, options(nostack));
-        }
+        smp::shoot_down(u64::from(asid) << 48, true);
     }
 }
 
@@ -158,6 +150,10 @@ impl Machine for Hardware {
 
     fn wake(&self) {
         aarch64_cpu::asm::sev();
+    }
+
+    fn kick(&self, cpu: usize) {
+        smp::kick(cpu);
     }
 
     fn relax(&self) {

@@ -1,7 +1,7 @@
 //! The other CPUs: where they begin, and how PSCI turns them on and off.
 //!
-//! A CPU that begins here has a stack of its own and the kernel's tables, and does nothing but serve its mailbox
-//! ([`crate::secondary`]), with all interrupts masked.
+//! A CPU that begins here has a stack of its own and the kernel's tables, and serves its mailbox ([`crate::secondary`]):
+//! it plays series, with all interrupts masked, or works for the kernel ([`super::smp`]).
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -9,7 +9,7 @@ use aarch64_cpu::registers::{MPIDR_EL1, Readable};
 use abi::psci;
 
 use super::hardware::{Hardware, psci_call};
-use super::paging;
+use super::{paging, smp};
 use crate::secondary::{MAX_CPUS, Secondary};
 
 unsafe extern "C" {
@@ -19,6 +19,8 @@ unsafe extern "C" {
 static SECONDARIES: [Secondary; MAX_CPUS - 1] = [const { Secondary::new() }; MAX_CPUS - 1];
 /// How many of them there are.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
+/// Affinity of the boot CPU.
+static BOOT: AtomicU64 = AtomicU64::new(0);
 /// The image's physical address.
 static IMAGE: AtomicU64 = AtomicU64::new(0);
 
@@ -29,6 +31,7 @@ const AFFINITY: u64 = 0xff_00ff_ffff;
 pub fn find(image: u64, affinities: &[u64]) {
     IMAGE.store(image, Ordering::Relaxed);
     let own = MPIDR_EL1.get() & AFFINITY;
+    BOOT.store(own, Ordering::Relaxed);
     let others = affinities.iter().filter(|affinity| **affinity != own);
     let with_stack = SECONDARIES.iter().take(paging::stacks().saturating_sub(1));
     let count = with_stack.zip(others).map(|(cpu, affinity)| cpu.set_affinity(*affinity)).count();
@@ -38,6 +41,11 @@ pub fn find(image: u64, affinities: &[u64]) {
 /// Those that there are.
 pub fn all() -> &'static [Secondary] {
     SECONDARIES.get(..COUNT.load(Ordering::Relaxed)).unwrap_or(&[])
+}
+
+/// The affinity of a CPU, by its number: 0 is the boot CPU.
+pub fn affinity_of(number: usize) -> u64 {
+    number.checked_sub(1).map_or_else(|| BOOT.load(Ordering::Relaxed), affinity)
 }
 
 fn affinity(index: usize) -> u64 {
@@ -63,7 +71,12 @@ extern "C" fn secondary_entry(number: u64) -> ! {
     paging::enter(IMAGE.load(Ordering::Relaxed));
     let cpu = (number as usize).checked_sub(1).and_then(|index| SECONDARIES.get(index));
     if let Some(cpu) = cpu {
-        cpu.serve(&Hardware, aarch64_cpu::asm::wfe);
+        cpu.serve(&Hardware, aarch64_cpu::asm::wfe, || {
+            if smp::start_interrupts() {
+                smp::work_as(number as usize);
+            }
+            smp::stop_interrupts();
+        });
     }
     let answer = psci_call(psci::CPU_OFF, [0; 3]);
     panic!("CPU {number} cannot be turned off: PSCI answers {}", answer.cast_signed());

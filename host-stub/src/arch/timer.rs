@@ -12,6 +12,11 @@ pub fn arm() {
     CNTP_CTL_EL0.write(CNTP_CTL_EL0::ENABLE::SET);
 }
 
+/// No tick comes any more.
+pub fn disarm() {
+    CNTP_CTL_EL0.set(0);
+}
+
 /// Nanoseconds since the counter started.
 pub fn now() -> u64 {
     aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);

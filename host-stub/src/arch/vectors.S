@@ -117,6 +117,8 @@ enter_user:
     msr     elr_el1, x2
     ldr     x1, [x0, #264]
     msr     spsr_el1, x1
+    ldr     x1, [x0, #296]
+    msr     tpidr_el0, x1
     ldp     x2, x3, [x0, #16]
     ldp     x4, x5, [x0, #32]
     ldp     x6, x7, [x0, #48]
@@ -165,6 +167,8 @@ user_exit:
     stp     x2, x3, [x0, #264]
     mrs     x2, far_el1
     stp     x2, x1, [x0, #280]
+    mrs     x2, tpidr_el0
+    str     x2, [x0, #296]
     ldp     x19, x20, [sp, #80]
     ldp     x21, x22, [sp, #64]
     ldp     x23, x24, [sp, #48]

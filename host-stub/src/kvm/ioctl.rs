@@ -88,7 +88,11 @@ pub fn vcpu(
     argument: u64,
 ) -> Result<u64, Errno> {
     match request {
-        RUN if argument == 0 => run::run(host, process, vcpu),
+        RUN if argument == 0 => {
+            let entry = run::begin(host, process, vcpu)?;
+            process.thread.entry = Some(entry);
+            Ok(0)
+        }
         ARM_VCPU_INIT => {
             let mut init = [0u8; 32];
             process.space.read(host, argument, &mut init)?;

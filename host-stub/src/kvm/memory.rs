@@ -19,6 +19,8 @@ use crate::mm::{Holder, PAGE, Pfn};
 pub trait Caller: MapsContent {
     /// Finds the frame behind an address of the calling program, faulting it in.
     fn frame_at(&mut self, host: &mut Host, address: u64, access: Access) -> Result<Pfn, Errno>;
+    /// Whether the program has no thread but the one that calls.
+    fn is_single_threaded(&self) -> bool;
 }
 
 /// Why a guest's page could not be given.

@@ -1,10 +1,13 @@
 //! `KVM_RUN`: runs a vCPU until its program has something to do.
 //!
-//! A loop over EL2's exits. Most are served here and the vCPU goes on; the rest become exits of KVM.
+//! A chain of entries: [`begin`] makes the first, and [`Entry::end`] makes of what EL2 answers the next, or the result.
+//! The call itself is made by whoever holds the entry, so that the kernel can serve others meanwhile. Most exits are
+//! served here and the vCPU goes on; the rest become exits of KVM.
 
 use core::ops::Range;
 
-use abi::host::register;
+use abi::host::{HostResult, register};
+use abi::page::Pool;
 use abi::smccc::NOT_SUPPORTED;
 use abi::{Exit, HostCall};
 
@@ -16,39 +19,113 @@ use crate::errno::Errno;
 use crate::host::{Host, Misbehaviour};
 use crate::mm::PAGE;
 
+/// A vCPU that is to be entered. While there is one, no other thread has the vCPU.
+#[derive(Debug)]
+pub struct Entry {
+    vcpu: VcpuRef,
+    values: [u64; 4],
+}
+
+/// What comes after an entry.
+#[derive(Debug)]
+pub enum Step {
+    /// Another one.
+    Enter(Entry),
+    /// Another one, when something has happened: the guest waits.
+    Wait(Entry),
+    /// The vCPU is off: EAGAIN, or another entry when something has happened.
+    Off(Entry),
+    /// The result of `KVM_RUN`.
+    Return(Result<u64, Errno>),
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        // A vCPU stays in its VM.
+        let _ = self.vcpu.with(|vcpu| vcpu.in_use.set(false));
+    }
+}
+
 /// What to do after an exit.
 enum Next {
     /// Run on, with these values.
     Again([u64; 4]),
+    /// Run on when something has happened.
+    Wait,
+    /// The vCPU is off.
+    Off,
     /// Return to the program.
     Return(RunExit, Result<(), Errno>),
 }
 
 const AGAIN: Result<Next, Errno> = Ok(Next::Again([0; 4]));
 
-/// Runs a vCPU. The exit is in its `kvm_run`; an error leaves `kvm_run` as it was, but for EFAULT of a
-/// memory fault and EINTR of an interruption.
-pub fn run(host: &mut Host, caller: &mut dyn Caller, vcpu: &VcpuRef) -> Result<u64, Errno> {
+/// Begins to run a vCPU, which no thread has. The exit will be in its `kvm_run`; an error leaves `kvm_run` as it was, but
+/// for EFAULT of a memory fault and EINTR of an interruption.
+pub fn begin(host: &mut Host, caller: &mut dyn Caller, vcpu: &VcpuRef) -> Result<Entry, Errno> {
     if !vcpu.with(|vcpu| vcpu.initialised.get())? {
         return Err(Errno::ENOEXEC);
     }
-    let mut values = complete_pending(host, caller, vcpu)?;
+    let values = complete_pending(host, caller, vcpu)?;
     if page(host, vcpu).immediate_exit()? {
         return Err(Errno::EINTR);
     }
     start(host, vcpu)?;
-    loop {
-        let call = HostCall::VcpuRun { vm: vcpu.vm().handle(), vcpu: vcpu.id(), values };
-        let result = vcpu.vm().call(host, call)?;
-        vcpu.with(|vcpu| vcpu.pending.set(Pending::None))?;
-        let exit = Exit::from_words(result.values).ok_or(Errno::EIO)?;
-        match serve(host, caller, vcpu, exit)? {
-            Next::Again(next) => values = next,
-            Next::Return(exit, outcome) => {
-                page(host, vcpu).write_exit(exit)?;
-                return outcome.map(|()| 0);
+    vcpu.with(|vcpu| vcpu.in_use.set(true))?;
+    Ok(Entry { vcpu: vcpu.clone(), values })
+}
+
+impl Entry {
+    /// The call that enters.
+    pub fn call(&self) -> HostCall {
+        HostCall::VcpuRun { vm: self.vcpu.vm().handle(), vcpu: self.vcpu.id(), values: self.values }
+    }
+
+    /// The entry was made, and EL2 answered this; `None`: nothing that is a result.
+    pub fn end(mut self, host: &mut Host, caller: &mut dyn Caller, result: Option<HostResult>) -> Step {
+        match self.next(host, caller, result) {
+            Ok(Next::Again(values)) => {
+                self.values = values;
+                Step::Enter(self)
             }
+            Ok(Next::Wait) => {
+                self.values = [0; 4];
+                Step::Wait(self)
+            }
+            Ok(Next::Off) => Step::Off(self),
+            Ok(Next::Return(exit, outcome)) => {
+                let written = page(host, &self.vcpu).write_exit(exit);
+                Step::Return(written.and(outcome).map(|()| 0))
+            }
+            Err(error) => Step::Return(Err(error)),
         }
+    }
+
+    /// The entry is not made, because of a signal: EINTR.
+    pub fn interrupted(self, host: &Host) -> Result<u64, Errno> {
+        page(host, &self.vcpu).write_exit(RunExit::Interrupted)?;
+        Err(Errno::EINTR)
+    }
+
+    fn next(
+        &self,
+        host: &mut Host,
+        caller: &mut dyn Caller,
+        result: Option<HostResult>,
+    ) -> Result<Next, Errno> {
+        let HostResult { outcome, values } = result.ok_or(Errno::EIO)?;
+        match outcome {
+            Ok(()) => (),
+            Err(abi::Error::NoMemory) => {
+                let [pages, pool, ..] = values;
+                self.vcpu.vm().supply(host, Pool::from_word(pool).ok_or(Errno::EIO)?, pages)?;
+                return Ok(Next::Again(self.values));
+            }
+            Err(abi::Error::Again) => return Ok(Next::Off),
+            Err(error) => return Err(error.into()),
+        }
+        self.vcpu.with(|vcpu| vcpu.pending.set(Pending::None))?;
+        serve(host, caller, &self.vcpu, Exit::from_words(values).ok_or(Errno::EIO)?)
     }
 }
 
@@ -100,14 +177,9 @@ fn serve(host: &mut Host, caller: &mut dyn Caller, vcpu: &VcpuRef, exit: Exit) -
     match exit {
         Exit::Interrupted => {
             host.machine.take_interrupts();
-            yield_or_go_on(host, vcpu)
+            returns_or(Next::Again([0; 4]), host, caller, vcpu)
         }
-        Exit::Wait { .. } => {
-            if vm.others_on.get() == 0 {
-                host.machine.idle();
-            }
-            yield_or_go_on(host, vcpu)
-        }
+        Exit::Wait { .. } => returns_or(Next::Wait, host, caller, vcpu),
         Exit::MissingPage { ipa, .. } => serve_missing(host, caller, vcpu, ipa),
         Exit::Mmio { ipa, .. } if vm.slots.borrow().find(ipa / PAGE).is_some() => {
             // Memory that the guest has not touched before, in a VM whose every unbacked access is handed
@@ -137,12 +209,11 @@ fn serve(host: &mut Host, caller: &mut dyn Caller, vcpu: &VcpuRef, exit: Exit) -
         Exit::CpuOn { vcpu: other } => {
             log::debug!("{:?} turned vCPU {other} on", vm.handle());
             vm.others_on.set(vm.others_on.get().saturating_add(1));
-            // With one thread, the program must get a chance to run the other one.
-            Ok(Next::Return(RunExit::Interrupted, Err(Errno::EINTR)))
+            returns_or(Next::Again([0; 4]), host, caller, vcpu)
         }
         Exit::CpuOff => {
             vm.others_on.set(vm.others_on.get().saturating_sub(1));
-            Err(Errno::EAGAIN)
+            Ok(Next::Off)
         }
         Exit::SError | Exit::Fatal(_) => {
             log::error!("{:?} vCPU {}: {exit:?}", vm.handle(), vcpu.id());
@@ -156,12 +227,14 @@ fn system_event(kind: u32) -> Result<Next, Errno> {
     Ok(Next::Return(RunExit::SystemEvent { kind }, Ok(())))
 }
 
-/// After a tick: goes on, unless the program wants the CPU or has another vCPU to run.
-fn yield_or_go_on(host: &Host, vcpu: &VcpuRef) -> Result<Next, Errno> {
-    if vcpu.vm().others_on.get() > 0 || page(host, vcpu).immediate_exit()? {
+/// After a tick or when the guest waits: what comes next, unless the program wants the CPU, or has one thread and another
+/// vCPU to run.
+fn returns_or(next: Next, host: &Host, caller: &dyn Caller, vcpu: &VcpuRef) -> Result<Next, Errno> {
+    let other_has_no_thread = vcpu.vm().others_on.get() > 0 && caller.is_single_threaded();
+    if other_has_no_thread || page(host, vcpu).immediate_exit()? {
         return Ok(Next::Return(RunExit::Interrupted, Err(Errno::EINTR)));
     }
-    AGAIN
+    Ok(next)
 }
 
 fn serve_missing(host: &mut Host, caller: &mut dyn Caller, vcpu: &VcpuRef, ipa: u64) -> Result<Next, Errno> {
@@ -238,7 +311,6 @@ mod tests {
     use crate::testing::{Event, FakeMachine, World};
     use abi::HostState;
     use abi::exit::{Access, Fatal};
-    use abi::page::Pool;
 
     const DEVICE: u64 = 0x900_0000;
 

@@ -63,6 +63,8 @@ pub struct Vcpu {
     pub pending: Cell<Pending>,
     /// Entry of a protected VM's boot vCPU.
     pub boot: Cell<Boot>,
+    /// A thread is in its `KVM_RUN`.
+    pub in_use: Cell<bool>,
 }
 
 /// Where a protected VM's boot vCPU starts.
@@ -176,8 +178,13 @@ impl Vm {
             host.give_back(run);
             return Err(error);
         }
-        let vcpu =
-            Vcpu { run, initialised: Cell::new(false), pending: Cell::default(), boot: Cell::default() };
+        let vcpu = Vcpu {
+            run,
+            initialised: Cell::new(false),
+            pending: Cell::default(),
+            boot: Cell::default(),
+            in_use: Cell::new(false),
+        };
         self.vcpus.borrow_mut().insert(id, vcpu);
         Ok(())
     }

@@ -194,17 +194,28 @@ impl AddressSpace {
             .any(|range| self.table.lookup(host.machine, range.start).is_some())
     }
 
+    /// Unmaps pages, and does something with their frames when no CPU can reach them any more. Other CPUs are asked once:
+    /// that costs more than the translations of other pages, which are forgotten too if it is about several.
     fn unmap_pages(&self, host: &mut Host, range: Range<u64>, each: &mut dyn FnMut(&mut Host, Pfn)) {
+        let mut gone = Vec::new();
         let mut address = range.start;
         while address < range.end {
             if self.table.has_leaf_table(host.machine, address) {
-                if let Some(frame) = self.table.unmap(host.machine, self.asid, address) {
-                    each(host, frame);
+                if let Some(frame) = self.table.clear(host.machine, address) {
+                    gone.push((address, frame));
                 }
                 address = address.saturating_add(PAGE);
             } else {
                 address = (address | (LEAF_SPAN - 1)).saturating_add(1);
             }
+        }
+        match gone.as_slice() {
+            [] => (),
+            [(address, _)] => host.machine.flush_page(self.asid, *address),
+            _ => host.machine.flush_space(self.asid),
+        }
+        for (_, frame) in gone {
+            each(host, frame);
         }
     }
 
@@ -239,9 +250,7 @@ impl AddressSpace {
         };
         match mapped {
             Some(mapping) if mapping.frame == frame => return Ok(frame),
-            Some(_) => {
-                self.table.unmap(host.machine, self.asid, page);
-            }
+            Some(_) => self.unmap_pages(host, page..page.saturating_add(PAGE), &mut |_, _| ()),
             None => {}
         }
         if let Err(error) = self.table.map(host.machine, &mut host.frames, page, frame, prot) {
@@ -371,7 +380,7 @@ fn content_range(region: &Region<Backing>, inode: &Rc<Inode>, pages: &Range<u64>
 mod tests {
     use super::*;
     use crate::host::Misbehaviour;
-    use crate::testing::{FakeMachine, World};
+    use crate::testing::{Event, FakeMachine, World};
     use abi::HostState;
 
     const AT: u64 = 0x40_0000;
@@ -462,6 +471,20 @@ mod tests {
         world.caller.space.unmap_content(&mut world.host, &inode, &(2..3));
         assert!(!world.caller.space.maps_content(&world.host, &inode, 2));
         assert_eq!(machine.flushed(), [(1, World::VA + 2 * PAGE), (1, at)]);
+    }
+
+    #[test]
+    fn several_pages_are_forgotten_at_once() {
+        let machine = FakeMachine::new(64);
+        let mut world = World::new(&machine, 4);
+        world.touch(0).unwrap();
+        world.touch(3).unwrap();
+        let inode = world.inode().clone();
+        machine.events();
+        world.caller.space.unmap_content(&mut world.host, &inode, &(0..4));
+        assert_eq!(machine.events(), [Event::FlushSpace]);
+        world.caller.space.unmap_content(&mut world.host, &inode, &(0..4));
+        assert_eq!(machine.events(), []);
     }
 
     #[test]

@@ -154,12 +154,11 @@ impl Table {
         self.leaf(memory, address).is_some()
     }
 
-    /// Unmaps a page and forgets its translation on every CPU before it returns. Returns the frame.
-    pub fn unmap(&self, memory: &dyn Memory, asid: u16, address: u64) -> Option<Pfn> {
+    /// Unmaps a page. Returns the frame, which the program can reach until its translation is forgotten.
+    pub fn clear(&self, memory: &dyn Memory, address: u64) -> Option<Pfn> {
         let at = self.leaf(memory, address)?;
         let frame = next_table(memory.load(at).ok()?)?;
         memory.store(at, 0).ok()?;
-        memory.flush_page(asid, address);
         Some(frame)
     }
 
@@ -195,7 +194,7 @@ mod tests {
     use crate::testing::FakeMachine;
 
     #[test]
-    fn a_mapped_page_is_found_and_an_unmapped_one_is_flushed() {
+    fn a_mapped_page_is_found_and_an_unmapped_one_is_not() {
         let machine = FakeMachine::new(32);
         let mut frames = machine.frames();
         let table = Table::new(&machine, &mut frames).unwrap();
@@ -207,9 +206,9 @@ mod tests {
             table.map(&machine, &mut frames, 0x7fff_1234_5000, frame, Prot::READ),
             Err(MapError::Occupied)
         );
-        assert_eq!(table.unmap(&machine, 1, 0x7fff_1234_5000), Some(frame));
+        assert_eq!(table.clear(&machine, 0x7fff_1234_5000), Some(frame));
+        assert_eq!(table.clear(&machine, 0x7fff_1234_5000), None);
         assert_eq!(table.lookup(&machine, 0x7fff_1234_5000), None);
-        assert_eq!(machine.flushed(), [(1, 0x7fff_1234_5000)]);
     }
 
     #[test]
@@ -221,7 +220,7 @@ mod tests {
         let frame = frames.take(Holder::Program).unwrap();
         for address in [0x40_0000, 0x7fff_ffff_f000, 0x10_0000_0000] {
             table.map(&machine, &mut frames, address, frame, Prot::READ).unwrap();
-            table.unmap(&machine, 1, address);
+            table.clear(&machine, address);
         }
         table.destroy(&machine, &mut frames, 1);
         frames.give_back(frame).unwrap();

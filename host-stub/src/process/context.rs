@@ -18,6 +18,8 @@ pub struct UserContext {
     pub far: u64,
     /// Which vector was taken: 0 synchronous, 1 IRQ, 2 FIQ, 3 SError, 4 to 7 the same from AArch32.
     pub vector: u64,
+    /// The thread's own pointer (TPIDR_EL0).
+    pub tls: u64,
 }
 
 const _: () = {
@@ -27,6 +29,7 @@ const _: () = {
     assert!(core::mem::offset_of!(UserContext, esr) == 272);
     assert!(core::mem::offset_of!(UserContext, far) == 280);
     assert!(core::mem::offset_of!(UserContext, vector) == 288);
+    assert!(core::mem::offset_of!(UserContext, tls) == 296);
 };
 
 impl UserContext {

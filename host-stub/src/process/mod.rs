@@ -5,13 +5,15 @@ pub mod elf;
 pub mod frame;
 pub mod signal;
 pub mod stack;
+pub mod thread;
 pub mod trap;
 
 use alloc::rc::Rc;
 use core::ops::Range;
 
 use context::{FpState, UserContext};
-use signal::{SA_RESTORER, SA_SIGINFO, Signal, Signals};
+use signal::{Action, Actions, Fate, SA_RESTORER, SA_SIGINFO, Signal};
+use thread::Thread;
 
 use crate::errno::Errno;
 use crate::fs::Files;
@@ -38,17 +40,20 @@ const BREAK_LIMIT: u64 = 1 << 30;
 pub struct Process {
     /// Its number.
     pub id: u64,
-    /// Its registers.
-    pub context: UserContext,
+    /// The thread that is served; while none is, one of no meaning.
+    pub thread: Thread,
     /// Its memory.
     pub space: AddressSpace,
     /// What it has open.
     pub files: Files,
-    /// Its signals.
-    pub signals: Signals,
+    /// What it does about signals.
+    pub actions: Actions,
     /// Its heap by `brk`: from where, and up to where now.
     pub heap: Range<u64>,
     trampoline: Pfn,
+    /// Number of its threads.
+    pub threads: usize,
+    last_thread: u64,
 }
 
 /// How a program ended.
@@ -96,13 +101,21 @@ impl Process {
         host.machine.restore_fp(&FpState::default());
         Ok(Self {
             id,
-            context: UserContext::new(image.entry, sp),
+            thread: Thread::first(id, image.entry, sp),
             space,
             files: Files::with_console(),
-            signals: Signals::default(),
+            actions: Actions::default(),
             heap: image.end..image.end,
             trampoline,
+            threads: 1,
+            last_thread: id,
         })
+    }
+
+    /// A number that no thread had before.
+    pub fn new_thread_id(&mut self) -> u64 {
+        self.last_thread = self.last_thread.saturating_add(1);
+        self.last_thread
     }
 
     /// Moves the end of the heap, as `brk` does. Returns the end, moved or not.
@@ -126,16 +139,40 @@ impl Process {
         (end, unmapped)
     }
 
-    /// Lets the program handle a signal that it caused, or says how it ends.
+    /// Lets the thread handle a signal that it caused, or says how the program ends.
     pub fn deliver(&mut self, host: &mut Host, signal: Signal) -> Result<(), Ended> {
-        let mask = self.signals.mask();
-        let action = self.signals.deliver(signal.number).ok_or(Ended::Killed(signal))?;
+        let before = self.thread.mask.blocked();
+        let action = self.actions.force(&mut self.thread.mask, signal.number).ok_or(Ended::Killed(signal))?;
+        self.enter_handler(host, signal, action, before)
+    }
+
+    /// Lets the thread handle the signals that were sent to it, one in the handler of the other.
+    pub fn deliver_sent(&mut self, host: &mut Host) -> Result<(), Ended> {
+        loop {
+            let before = self.thread.mask.blocked();
+            let Some((number, fate)) = self.actions.next_sent(&mut self.thread.mask) else { return Ok(()) };
+            let signal = Signal::sent(number, self.id);
+            match fate {
+                Fate::Handled(action) => self.enter_handler(host, signal, action, before)?,
+                Fate::Ignored => (),
+                Fate::Kills => return Err(Ended::Killed(signal)),
+            }
+        }
+    }
+
+    fn enter_handler(
+        &mut self,
+        host: &mut Host,
+        signal: Signal,
+        action: Action,
+        mask: u64,
+    ) -> Result<(), Ended> {
+        let context = &mut self.thread.context;
         let mut fp = FpState::default();
         host.machine.save_fp(&mut fp);
-        let bytes = frame::build(signal, &frame::Saved { context: self.context, fp, mask });
-        let at = frame::place(self.context.sp).ok_or(Ended::Killed(signal))?;
+        let bytes = frame::build(signal, &frame::Saved { context: *context, fp, mask });
+        let at = frame::place(context.sp).ok_or(Ended::Killed(signal))?;
         self.space.write(host, at, &bytes).map_err(|_| Ended::Killed(Signal::no_mapping(at)))?;
-        let context = &mut self.context;
         context.sp = at;
         context.pc = action.handler;
         context.x[0] = signal.number.into();
@@ -150,15 +187,16 @@ impl Process {
 
     /// Undoes [`Process::deliver`]: `rt_sigreturn`. A frame that cannot be is answered with SIGSEGV.
     pub fn return_from_signal(&mut self, host: &mut Host) -> Result<(), Signal> {
-        let at = self.context.sp;
+        let at = self.thread.context.sp;
         let mut bytes = alloc::vec![0u8; frame::SIZE];
         let saved = match self.space.read(host, at, &mut bytes) {
             Ok(()) if at.is_multiple_of(16) => frame::parse(&bytes),
             _ => None,
         };
         let saved = saved.ok_or(Signal::no_mapping(at))?;
-        self.context = saved.context;
-        self.signals.set_mask(saved.mask);
+        // No handler changes what is not in its frame.
+        self.thread.context = UserContext { tls: self.thread.context.tls, ..saved.context };
+        self.thread.mask.set_blocked(saved.mask);
         host.machine.restore_fp(&saved.fp);
         Ok(())
     }
@@ -179,5 +217,9 @@ impl MapsContent for Process {
 impl Caller for Process {
     fn frame_at(&mut self, host: &mut Host, address: u64, access: Access) -> Result<Pfn, Errno> {
         Ok(self.space.resolve(host, address, access)?)
+    }
+
+    fn is_single_threaded(&self) -> bool {
+        self.threads == 1
     }
 }

@@ -1,7 +1,7 @@
-//! Signals: actions, mask, and what a fault does to a program.
+//! Signals: what a program does about them, which of them a thread blocks, and what becomes of one.
 //!
-//! Only signals that the program itself causes exist (Linux's `force_sig_fault`): if such a signal is
-//! blocked or ignored, it kills all the same.
+//! A signal that a thread causes itself (Linux's `force_sig_fault`) kills if it is blocked or ignored. One that another
+//! thread sends waits while it is blocked, and is forgotten if it is ignored.
 
 use crate::errno::Errno;
 
@@ -111,22 +111,14 @@ impl Signal {
         Self { number: number::SIGTRAP, code: 1, address }
     }
 
+    /// One that thread `sender`'s program sent (`SI_TKILL`); `si_pid` stands where other signals have their address.
+    pub const fn sent(number: u32, sender: u64) -> Self {
+        Self { number, code: -6, address: sender }
+    }
+
     /// A floating-point exception.
     pub const fn floating_point(address: u64) -> Self {
         Self { number: number::SIGFPE, code: 0, address }
-    }
-}
-
-/// The signal state of a program.
-#[derive(Clone, Debug)]
-pub struct Signals {
-    actions: [Action; number::LAST as usize],
-    mask: u64,
-}
-
-impl Default for Signals {
-    fn default() -> Self {
-        Self { actions: [Action::default(); number::LAST as usize], mask: 0 }
     }
 }
 
@@ -136,8 +128,91 @@ const fn bit(number: u32) -> u64 {
 }
 
 const UNBLOCKABLE: u64 = bit(number::SIGKILL) | bit(number::SIGSTOP);
+/// Signals about which nothing is done by default: SIGCHLD, SIGCONT, SIGURG, SIGWINCH.
+const IDLE: u64 = bit(17) | bit(18) | bit(23) | bit(28);
 
-impl Signals {
+/// The signals that a thread blocks, and those that were sent to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mask {
+    blocked: u64,
+    sent: u64,
+}
+
+impl Mask {
+    /// Signals that are blocked.
+    pub fn blocked(&self) -> u64 {
+        self.blocked
+    }
+
+    /// Sets them; SIGKILL and SIGSTOP are never blocked.
+    pub fn set_blocked(&mut self, blocked: u64) {
+        self.blocked = blocked & !UNBLOCKABLE;
+    }
+
+    /// Changes them: `how` is SIG_BLOCK (0), SIG_UNBLOCK (1) or SIG_SETMASK (2).
+    pub fn change_blocked(&mut self, how: u64, set: u64) -> Result<(), Errno> {
+        let blocked = match how {
+            0 => self.blocked | set,
+            1 => self.blocked & !set,
+            2 => set,
+            _ => return Err(Errno::EINVAL),
+        };
+        self.set_blocked(blocked);
+        Ok(())
+    }
+
+    /// What a new thread of this one's begins with: nothing was sent to it.
+    pub fn inherited(&self) -> Self {
+        Self { blocked: self.blocked, sent: 0 }
+    }
+
+    /// A signal is sent. EINVAL if there is no such signal.
+    pub fn send(&mut self, number: u64) -> Result<(), Errno> {
+        let number = u32::try_from(number).ok().filter(|number| (1..=number::LAST).contains(number));
+        self.sent |= bit(number.ok_or(Errno::EINVAL)?);
+        Ok(())
+    }
+
+    /// Whether a signal waits that is not blocked.
+    pub fn is_pending(&self) -> bool {
+        self.sent & !self.blocked != 0
+    }
+
+    /// Takes the lowest signal that waits and is not blocked.
+    fn take(&mut self) -> Option<u32> {
+        let number = (self.sent & !self.blocked).trailing_zeros().wrapping_add(1);
+        if number > number::LAST {
+            return None;
+        }
+        self.sent &= !bit(number);
+        Some(number)
+    }
+}
+
+/// What becomes of a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// This handler gets it.
+    Handled(Action),
+    /// It is forgotten.
+    Ignored,
+    /// It ends the program.
+    Kills,
+}
+
+/// What a program does about each signal.
+#[derive(Clone, Debug)]
+pub struct Actions {
+    actions: [Action; number::LAST as usize],
+}
+
+impl Default for Actions {
+    fn default() -> Self {
+        Self { actions: [Action::default(); number::LAST as usize] }
+    }
+}
+
+impl Actions {
     /// The action of a signal. EINVAL if there is no such signal.
     pub fn action(&self, number: u64) -> Result<Action, Errno> {
         let index =
@@ -156,41 +231,37 @@ impl Signals {
         Ok(())
     }
 
-    /// Signals that are blocked.
-    pub fn mask(&self) -> u64 {
-        self.mask
+    /// The handler that gets a signal which the thread has caused, or `None` if it kills. A handler that is returned has
+    /// its mask applied; the mask that its frame must restore is read before.
+    pub fn force(&mut self, mask: &mut Mask, number: u32) -> Option<Action> {
+        match self.fate(mask, number) {
+            Fate::Handled(action) => Some(action),
+            Fate::Ignored | Fate::Kills => None,
+        }
     }
 
-    /// Sets them; SIGKILL and SIGSTOP are never blocked.
-    pub fn set_mask(&mut self, mask: u64) {
-        self.mask = mask & !UNBLOCKABLE;
+    /// The next signal that was sent to the thread, and what becomes of it. Of a handler, as for [`Actions::force`].
+    pub fn next_sent(&mut self, mask: &mut Mask) -> Option<(u32, Fate)> {
+        let number = mask.take()?;
+        Some((number, self.fate(mask, number)))
     }
 
-    /// Changes them: `how` is SIG_BLOCK (0), SIG_UNBLOCK (1) or SIG_SETMASK (2).
-    pub fn change_mask(&mut self, how: u64, set: u64) -> Result<(), Errno> {
-        let mask = match how {
-            0 => self.mask | set,
-            1 => self.mask & !set,
-            2 => set,
-            _ => return Err(Errno::EINVAL),
-        };
-        self.set_mask(mask);
-        Ok(())
-    }
-
-    /// The handler that gets this signal, or `None` if it kills. A handler that is returned has its mask
-    /// applied; the mask that its frame must restore is read before.
-    pub fn deliver(&mut self, number: u32) -> Option<Action> {
-        let action = self.action(number.into()).ok()?;
-        if matches!(action.handler, SIG_DFL | SIG_IGN) || self.mask & bit(number) != 0 {
-            return None;
+    fn fate(&mut self, mask: &mut Mask, number: u32) -> Fate {
+        let Ok(action) = self.action(number.into()) else { return Fate::Kills };
+        match action.handler {
+            SIG_IGN => return Fate::Ignored,
+            SIG_DFL if IDLE & bit(number) != 0 => return Fate::Ignored,
+            SIG_DFL => return Fate::Kills,
+            _ if mask.blocked & bit(number) != 0 => return Fate::Kills,
+            _ => (),
         }
         let own = if action.flags & SA_NODEFER != 0 { 0 } else { bit(number) };
-        self.set_mask(self.mask | action.mask | own);
+        mask.set_blocked(mask.blocked | action.mask | own);
         if action.flags & SA_RESETHAND != 0 {
-            self.set_action(number.into(), Action { handler: SIG_DFL, ..action }).ok()?;
+            // A signal that has a handler may have another.
+            let _ = self.set_action(number.into(), Action { handler: SIG_DFL, ..action });
         }
-        Some(action)
+        Fate::Handled(action)
     }
 }
 
@@ -198,50 +269,79 @@ impl Signals {
 mod tests {
     use super::*;
 
-    fn handled() -> Signals {
-        let mut signals = Signals::default();
+    fn handled() -> (Actions, Mask) {
+        let mut actions = Actions::default();
         let action = Action { handler: 0x40_0000, flags: SA_SIGINFO, restorer: 0, mask: 0 };
-        signals.set_action(7, action).unwrap();
-        signals
+        actions.set_action(7, action).unwrap();
+        (actions, Mask::default())
     }
 
     #[test]
     fn a_signal_is_blocked_in_its_handler_and_then_kills() {
-        let mut signals = handled();
-        assert!(signals.deliver(7).is_some());
-        assert_eq!(signals.mask(), 1 << 6);
-        assert!(signals.deliver(7).is_none());
-        signals.change_mask(1, 1 << 6).unwrap();
-        assert!(signals.deliver(7).is_some());
+        let (mut actions, mut mask) = handled();
+        assert!(actions.force(&mut mask, 7).is_some());
+        assert_eq!(mask.blocked(), 1 << 6);
+        assert!(actions.force(&mut mask, 7).is_none());
+        mask.change_blocked(1, 1 << 6).unwrap();
+        assert!(actions.force(&mut mask, 7).is_some());
     }
 
     #[test]
     fn without_a_handler_it_kills() {
-        let mut signals = Signals::default();
-        assert_eq!(signals.deliver(number::SIGSEGV), None);
-        signals.set_action(11, Action { handler: 1, ..Action::default() }).unwrap();
-        assert_eq!(signals.deliver(number::SIGSEGV), None);
+        let (mut actions, mut mask) = (Actions::default(), Mask::default());
+        assert_eq!(actions.force(&mut mask, number::SIGSEGV), None);
+        actions.set_action(11, Action { handler: SIG_IGN, ..Action::default() }).unwrap();
+        assert_eq!(actions.force(&mut mask, number::SIGSEGV), None);
     }
 
     #[test]
     fn flags_of_the_action_hold() {
-        let mut signals = handled();
-        let action = signals.action(7).unwrap();
-        signals.set_action(7, Action { flags: SA_NODEFER | SA_RESETHAND, mask: 1 << 10, ..action }).unwrap();
-        assert!(signals.deliver(7).is_some());
-        assert_eq!(signals.mask(), 1 << 10);
-        assert_eq!(signals.deliver(7), None);
+        let (mut actions, mut mask) = handled();
+        let action = actions.action(7).unwrap();
+        actions.set_action(7, Action { flags: SA_NODEFER | SA_RESETHAND, mask: 1 << 10, ..action }).unwrap();
+        assert!(actions.force(&mut mask, 7).is_some());
+        assert_eq!(mask.blocked(), 1 << 10);
+        assert_eq!(actions.force(&mut mask, 7), None);
     }
 
     #[test]
     fn kill_and_stop_have_no_handler_and_no_mask() {
-        let mut signals = Signals::default();
-        assert_eq!(signals.set_action(9, Action::default()), Err(Errno::EINVAL));
-        assert_eq!(signals.set_action(0, Action::default()), Err(Errno::EINVAL));
-        assert_eq!(signals.set_action(65, Action::default()), Err(Errno::EINVAL));
-        signals.set_mask(u64::MAX);
-        assert_eq!(signals.mask() & UNBLOCKABLE, 0);
-        assert_eq!(signals.change_mask(3, 0), Err(Errno::EINVAL));
+        let (mut actions, mut mask) = (Actions::default(), Mask::default());
+        for number in [0, 9, 65] {
+            assert_eq!(actions.set_action(number, Action::default()), Err(Errno::EINVAL));
+        }
+        mask.set_blocked(u64::MAX);
+        assert_eq!(mask.blocked() & UNBLOCKABLE, 0);
+        assert_eq!(mask.change_blocked(3, 0), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn a_signal_that_is_sent_waits_while_it_is_blocked() {
+        let (mut actions, mut mask) = handled();
+        mask.set_blocked(1 << 6);
+        mask.send(7).unwrap();
+        assert_eq!((mask.is_pending(), actions.next_sent(&mut mask)), (false, None));
+        assert_eq!(mask.inherited().sent, 0);
+        mask.set_blocked(0);
+        assert!(mask.is_pending());
+        assert!(matches!(actions.next_sent(&mut mask), Some((7, Fate::Handled(_)))));
+        mask.set_blocked(0);
+        assert_eq!(actions.next_sent(&mut mask), None);
+        for number in [0, 65, u64::MAX] {
+            assert_eq!(mask.send(number), Err(Errno::EINVAL));
+        }
+    }
+
+    #[test]
+    fn a_signal_without_handler_kills_unless_it_is_ignored_or_idle() {
+        let (mut actions, mut mask) = handled();
+        actions.set_action(10, Action { handler: SIG_IGN, ..Action::default() }).unwrap();
+        for number in [64, 17, 10] {
+            mask.send(number).unwrap();
+        }
+        assert_eq!(actions.next_sent(&mut mask), Some((10, Fate::Ignored)));
+        assert_eq!(actions.next_sent(&mut mask), Some((17, Fate::Ignored)));
+        assert_eq!(actions.next_sent(&mut mask), Some((64, Fate::Kills)));
     }
 
     #[test]

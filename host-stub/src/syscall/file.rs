@@ -202,6 +202,12 @@ pub fn fallocate(
     Ok(0)
 }
 
+/// Whether a file is a vCPU that another thread runs.
+pub fn is_vcpu_in_use(kernel: &Kernel<'_>, descriptor: u64) -> bool {
+    let Ok(file) = kernel.process.files.get(descriptor) else { return false };
+    matches!(&*file, File::Vcpu(vcpu) if vcpu.with(|vcpu| vcpu.in_use.get()) == Ok(true))
+}
+
 /// `ioctl`. The request has 32 bits, whatever the register holds above them.
 pub fn ioctl(kernel: &mut Kernel<'_>, descriptor: u64, request: u32, argument: u64) -> Result<u64, Errno> {
     let file: Rc<File> = kernel.process.files.get(descriptor)?;

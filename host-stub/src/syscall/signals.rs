@@ -18,11 +18,11 @@ pub fn rt_sigaction(
         return Err(Errno::EINVAL);
     }
     let (host, process) = (&mut kernel.host, &mut kernel.process);
-    let before = process.signals.action(number)?;
+    let before = process.actions.action(number)?;
     if new != 0 {
         let mut bytes = [0; Action::SIZE];
         process.space.read(host, new, &mut bytes)?;
-        process.signals.set_action(number, Action::from_bytes(&bytes))?;
+        process.actions.set_action(number, Action::from_bytes(&bytes))?;
     }
     if old != 0 {
         process.space.write(host, old, &before.to_bytes())?;
@@ -42,11 +42,11 @@ pub fn rt_sigprocmask(
         return Err(Errno::EINVAL);
     }
     let (host, process) = (&mut kernel.host, &mut kernel.process);
-    let before = process.signals.mask();
+    let before = process.thread.mask.blocked();
     if new != 0 {
         let mut bytes = [0; 8];
         process.space.read(host, new, &mut bytes)?;
-        process.signals.change_mask(how, u64::from_le_bytes(bytes))?;
+        process.thread.mask.change_blocked(how, u64::from_le_bytes(bytes))?;
     }
     if old != 0 {
         process.space.write(host, old, &before.to_le_bytes())?;

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use super::{dispatch, nr};
 use crate::errno::Errno;
 use crate::fs::Archive;
-use crate::kernel::Kernel;
+use crate::kernel::{After, Kernel, work};
 use crate::mm::PAGE;
 use crate::process::Ended;
 use crate::testing::FakeMachine;
@@ -55,18 +55,26 @@ fn archive(name: &str, data: &[u8]) -> Vec<u8> {
 
 const DATA: u64 = 0x41_0000;
 
-fn kernel(machine: &FakeMachine) -> Kernel<'_> {
+/// A kernel with its first program, whose thread waits for a CPU.
+pub(super) fn kernel_at_start(machine: &FakeMachine) -> Kernel<'_> {
     let archive = Archive::new(archive("bin/init", &elf()).leak());
     Kernel::new(machine.host(), archive, b"/bin/init", &[b"/bin/init"]).unwrap()
 }
 
+/// A kernel that serves the thread.
+fn kernel(machine: &FakeMachine) -> Kernel<'_> {
+    let mut kernel = kernel_at_start(machine);
+    kernel.process.thread = kernel.threads.next().unwrap();
+    kernel
+}
+
 impl Kernel<'_> {
     fn call(&mut self, number: u64, arguments: &[u64]) -> i64 {
-        self.process.context.x[..6].fill(0);
-        self.process.context.x[..arguments.len()].copy_from_slice(arguments);
-        self.process.context.x[8] = number;
-        assert_eq!(dispatch(self), Ok(()));
-        self.process.context.x[0] as i64
+        self.process.thread.context.x[..6].fill(0);
+        self.process.thread.context.x[..arguments.len()].copy_from_slice(arguments);
+        self.process.thread.context.x[8] = number;
+        assert_eq!(dispatch(self), Ok(After::GoOn));
+        self.process.thread.context.x[0] as i64
     }
 
     /// Puts words into the program's data.
@@ -209,22 +217,13 @@ fn an_exit_cleans_everything_up() {
     let vm = kernel.vm();
     kernel.gmem(vm, 2 * PAGE, 3);
     // The context says: system call exit with code 3, again and again.
-    kernel.process.context.esr = 0x5600_0000;
-    kernel.process.context.x[8] = nr::EXIT;
-    kernel.process.context.x[0] = 3;
-    let (ended, host) = kernel.run();
-    assert_eq!(ended, Ended::Exit(3));
+    kernel.process.thread.context.esr = 0x5600_0000;
+    kernel.process.thread.context.x[8] = nr::EXIT;
+    kernel.process.thread.context.x[0] = 3;
+    let thread = core::mem::take(&mut kernel.process.thread);
+    kernel.make_ready(thread);
+    work(&machine, |done| kernel.next(0, done));
+    let (ended, host) = kernel.clean_up();
+    assert_eq!(ended, Some(Ended::Exit(3)));
     assert_eq!(host.frames.free(), 128);
-}
-
-#[test]
-fn sleeping_waits_for_the_clock() {
-    let machine = FakeMachine::new(128);
-    let mut kernel = kernel(&machine);
-    let time = kernel.words(&[0, 25_000_000]);
-    assert_eq!(kernel.call(nr::NANOSLEEP, &[time]), 0);
-    assert_eq!(kernel.call(nr::CLOCK_GETTIME, &[1, DATA + 128]), 0);
-    let mut bytes = [0; 16];
-    kernel.process.space.read(&mut kernel.host, DATA + 128, &mut bytes).unwrap();
-    assert!(u64::from_le_bytes(bytes[8..].try_into().unwrap()) >= 25_000_000);
 }

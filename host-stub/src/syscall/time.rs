@@ -2,6 +2,7 @@
 
 use crate::errno::Errno;
 use crate::kernel::Kernel;
+use crate::threads::Wait;
 
 const CLOCK_REALTIME: u64 = 0;
 const CLOCK_MONOTONIC: u64 = 1;
@@ -21,8 +22,13 @@ pub fn clock_gettime(kernel: &mut Kernel<'_>, clock: u64, buffer: u64) -> Result
     Ok(0)
 }
 
-/// `nanosleep`. Nothing interrupts it, so nothing is ever left.
-pub fn nanosleep(kernel: &mut Kernel<'_>, request: u64) -> Result<u64, Errno> {
+/// `nanosleep`: until when. What is left after a signal is not told.
+pub fn nanosleep(kernel: &mut Kernel<'_>, request: u64) -> Result<Wait, Errno> {
+    deadline(kernel, request).map(Wait::Time)
+}
+
+/// When the time of a program's `struct timespec` will have passed.
+pub fn deadline(kernel: &mut Kernel<'_>, request: u64) -> Result<u64, Errno> {
     let mut bytes = [0; 16];
     kernel.process.space.read(&mut kernel.host, request, &mut bytes)?;
     let (words, _) = bytes.as_chunks::<8>();
@@ -32,9 +38,5 @@ pub fn nanosleep(kernel: &mut Kernel<'_>, request: u64) -> Result<u64, Errno> {
         return Err(Errno::EINVAL);
     }
     let start = kernel.host.machine.now();
-    let end = start.saturating_add(seconds.saturating_mul(NANOSECONDS)).saturating_add(rest);
-    while kernel.host.machine.now() < end {
-        kernel.host.machine.idle();
-    }
-    Ok(0)
+    Ok(start.saturating_add(seconds.saturating_mul(NANOSECONDS)).saturating_add(rest))
 }

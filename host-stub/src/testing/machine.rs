@@ -21,6 +21,8 @@ use crate::secondary::Secondary;
 pub(crate) enum Event {
     /// A page's translation was dropped.
     Flush(u64),
+    /// All translations of an address space were.
+    FlushSpace,
     /// A page was donated.
     Donate { pfn: u64, gfn: u64 },
     /// A page was lent.
@@ -35,6 +37,8 @@ pub(crate) enum Event {
     Run(u64),
     /// Interrupts were taken.
     Interrupts,
+    /// A CPU was interrupted.
+    Kick(usize),
 }
 
 #[derive(Default)]
@@ -315,7 +319,9 @@ impl Memory for FakeMachine {
         state.events.push(Event::Flush(address));
     }
 
-    fn flush_space(&self, _: u16) {}
+    fn flush_space(&self, _: u16) {
+        self.state.borrow_mut().events.push(Event::FlushSpace);
+    }
 }
 
 impl Machine for FakeMachine {
@@ -360,6 +366,10 @@ impl Machine for FakeMachine {
     }
 
     fn wake(&self) {}
+
+    fn kick(&self, cpu: usize) {
+        self.state.borrow_mut().events.push(Event::Kick(cpu));
+    }
 
     fn relax(&self) {
         self.state.borrow_mut().now += 1_000_000_000;

@@ -1,15 +1,16 @@
 //! Entry, system calls, and accesses that survive a signal: the unsafe part of a program.
 //!
-//! A program has one thread; the probe's context belongs to whichever probe is under way.
+//! Each thread has a probe's context of its own, to which TPIDR_EL0 points.
 
 use core::arch::{asm, global_asm};
 use core::mem::offset_of;
 
 use crate::uapi::{nr, signal};
 
-/// Layout known to start.S.
+/// A thread's probe that is under way. Layout known to start.S.
+#[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(16))]
-struct ProbeContext {
+pub struct ProbeContext {
     saved: [u64; 12],
     sp: u64,
     armed: u64,
@@ -27,6 +28,8 @@ global_asm!(
     context_size = const size_of::<ProbeContext>(),
     sigprocmask = const nr::RT_SIGPROCMASK,
     sigreturn = const nr::RT_SIGRETURN,
+    clone = const nr::CLONE,
+    exit = const nr::EXIT,
 );
 const _: () = assert!(offset_of!(ProbeContext, sp) == 96 && offset_of!(ProbeContext, armed) == 104);
 
@@ -35,12 +38,18 @@ unsafe extern "C" {
     fn deed_probe_store(address: u64, value: u64) -> u64;
     static deed_signal_handler: u8;
     static deed_signal_restorer: u8;
-    static deed_probe_context: ProbeContext;
+    static deed_signal_nothing: u8;
+    fn deed_spawn(flags: u64, stack: u64, id: *mut u32, context: *mut ProbeContext, end: *mut u32) -> i64;
 }
 
 /// Address of the signal handler.
 pub fn signal_handler() -> u64 {
     &raw const deed_signal_handler as u64
+}
+
+/// Address of a handler that does nothing.
+pub fn idle_handler() -> u64 {
+    &raw const deed_signal_nothing as u64
 }
 
 /// Address of the code that a returning handler goes to.
@@ -61,9 +70,12 @@ pub struct Signal {
 
 impl Signal {
     fn taken(number: u64) -> Self {
-        // SAFETY: the handler has written code and address before the probe returned, and nobody writes
-        // while this thread is here.
-        let context = unsafe { (&raw const deed_probe_context).read_volatile() };
+        let context: *const ProbeContext;
+        // SAFETY: reads a register that is this thread's.
+        unsafe { asm!("mrs {}, tpidr_el0", out(reg) context, options(nomem, nostack)) };
+        // SAFETY: it points to this thread's context from its first instruction on. The handler has written code and
+        // address before the probe returned, and nobody else writes there.
+        let context = unsafe { context.read_volatile() };
         Self { number, code: context.code as u32, address: context.address }
     }
 
@@ -132,6 +144,31 @@ pub fn counter() -> u64 {
     // SAFETY: reads a counter. Without `nomem`, so that it keeps its place among system calls.
     unsafe { asm!("mrs {}, cntvct_el0", out(reg) count, options(nostack)) };
     count
+}
+
+/// Makes a thread that calls `function` with `argument` on a new stack; returns `clone`'s result. The words at `id` and
+/// `end` get its number; a zero is written to `end` when it is gone.
+///
+/// # Safety
+///
+/// `stack` is the end of memory that is the thread's alone until then, aligned to 16 bytes; `context` is, too, and `id`
+/// and `end` are words that others may read meanwhile. The function may be called with this argument on another thread.
+pub unsafe fn spawn(
+    stack: u64,
+    context: *mut ProbeContext,
+    end: *mut u32,
+    function: extern "C" fn(u64),
+    argument: u64,
+) -> i64 {
+    // VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS, PARENT_SETTID, CHILD_CLEARTID.
+    const FLAGS: u64 = 0x3d_0f00;
+    let top = (stack - 16) as *mut u64;
+    // SAFETY: the stack's last two words are the thread's, which does not run yet.
+    unsafe { top.write(function as usize as u64) };
+    // SAFETY: as above.
+    unsafe { top.wrapping_add(1).write(argument) };
+    // SAFETY: the new thread begins with its own stack and pointer, and runs what the caller allows it to run.
+    unsafe { deed_spawn(FLAGS, top as u64, end, context, end) }
 }
 
 /// A system call.

@@ -6,13 +6,32 @@ _start:
     mov     x29, xzr
     mov     x30, xzr
     mov     x0, sp
+    adrp    x9, deed_probe_context
+    add     x9, x9, :lo12:deed_probe_context
+    msr     tpidr_el0, x9
     b       deed_program_start
+
+// i64 deed_spawn(u64 flags, u64 stack, u64 *id, ProbeContext *context, u64 *end): `clone`. The new thread calls the
+// function at the top of its stack with the word above it, and ends when that returns.
+    .global deed_spawn
+deed_spawn:
+    mov     x8, #{clone}
+    svc     #0
+    cbz     x0, 1f
+    ret
+1:  mov     x29, xzr
+    mov     x30, xzr
+    ldp     x1, x0, [sp]
+    blr     x1
+    mov     x0, #0
+    mov     x8, #{exit}
+    svc     #0
+    brk     #0
 
 // u64 deed_probe_load(u64 address, u64 *value): 0, or the signal that the load raised.
     .global deed_probe_load
 deed_probe_load:
-    adrp    x9, deed_probe_context
-    add     x9, x9, :lo12:deed_probe_context
+    mrs     x9, tpidr_el0
     stp     x19, x20, [x9, #{saved}]
     stp     x21, x22, [x9, #{saved} + 16]
     stp     x23, x24, [x9, #{saved} + 32]
@@ -31,8 +50,7 @@ deed_probe_load:
 // u64 deed_probe_store(u64 address, u64 value): 0, or the signal that the store raised.
     .global deed_probe_store
 deed_probe_store:
-    adrp    x9, deed_probe_context
-    add     x9, x9, :lo12:deed_probe_context
+    mrs     x9, tpidr_el0
     stp     x19, x20, [x9, #{saved}]
     stp     x21, x22, [x9, #{saved} + 16]
     stp     x23, x24, [x9, #{saved} + 32]
@@ -47,12 +65,16 @@ deed_probe_store:
     mov     x0, #0
     ret
 
+// The handler of a signal that only interrupts a system call.
+    .global deed_signal_nothing
+deed_signal_nothing:
+    ret
+
 // The handler of SIGBUS and SIGSEGV (x0 = signal, x1 = siginfo): ends the probe that was under way, as
 // siglongjmp would: the saved registers come back and the signal is unblocked.
     .global deed_signal_handler
 deed_signal_handler:
-    adrp    x9, deed_probe_context
-    add     x9, x9, :lo12:deed_probe_context
+    mrs     x9, tpidr_el0
     ldr     x10, [x9, #{armed}]
     cbz     x10, deed_signal_unexpected
     str     xzr, [x9, #{armed}]

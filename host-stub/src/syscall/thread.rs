@@ -1,0 +1,390 @@
+//! Threads: `clone`, `futex`, `tgkill` and what goes with them.
+
+use crate::cpus;
+use crate::errno::Errno;
+use crate::kernel::{After, Kernel};
+use crate::kvm::memory::Caller;
+use crate::process::Ended;
+use crate::process::thread::Thread;
+use crate::threads::Wait;
+
+const CLONE_VM: u64 = 0x100;
+const CLONE_FS: u64 = 0x200;
+const CLONE_FILES: u64 = 0x400;
+const CLONE_SIGHAND: u64 = 0x800;
+const CLONE_THREAD: u64 = 0x1_0000;
+const CLONE_SYSVSEM: u64 = 0x4_0000;
+const CLONE_SETTLS: u64 = 0x8_0000;
+const CLONE_PARENT_SETTID: u64 = 0x10_0000;
+const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
+/// Of no meaning any more, but C libraries set it.
+const CLONE_DETACHED: u64 = 0x40_0000;
+const CLONE_CHILD_SETTID: u64 = 0x100_0000;
+/// Without these it would be another process.
+const CLONE_SHARED: u64 = CLONE_VM | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD;
+const CLONE_KNOWN: u64 = CLONE_SHARED
+    | CLONE_FS
+    | CLONE_SYSVSEM
+    | CLONE_SETTLS
+    | CLONE_PARENT_SETTID
+    | CLONE_CHILD_CLEARTID
+    | CLONE_DETACHED
+    | CLONE_CHILD_SETTID;
+
+const FUTEX_WAIT: u64 = 0;
+const FUTEX_WAKE: u64 = 1;
+const FUTEX_PRIVATE: u64 = 128;
+
+/// Threads that a program may have.
+const MAX_THREADS: usize = 64;
+
+/// `clone`, for threads of the program alone: EINVAL for anything else, EAGAIN if there are too many.
+pub fn clone(
+    kernel: &mut Kernel<'_>,
+    [flags, stack, parent, tls, child, ..]: [u64; 6],
+) -> Result<u64, Errno> {
+    if flags & CLONE_SHARED != CLONE_SHARED || flags & !CLONE_KNOWN != 0 || !stack.is_multiple_of(16) {
+        return Err(Errno::EINVAL);
+    }
+    if kernel.process.threads >= MAX_THREADS {
+        return Err(Errno::EAGAIN);
+    }
+    let id = kernel.process.new_thread_id();
+    for (flag, address) in [(CLONE_PARENT_SETTID, parent), (CLONE_CHILD_SETTID, child)] {
+        if flags & flag != 0 {
+            kernel.process.space.write(&mut kernel.host, address, &(id as u32).to_le_bytes())?;
+        }
+    }
+    let caller = &kernel.process.thread;
+    let mut thread =
+        Thread { id, mask: caller.mask.inherited(), context: caller.context, ..Thread::default() };
+    kernel.host.machine.save_fp(&mut thread.fp);
+    thread.set_result(Ok(0));
+    if stack != 0 {
+        thread.context.sp = stack;
+    }
+    if flags & CLONE_SETTLS != 0 {
+        thread.context.tls = tls;
+    }
+    if flags & CLONE_CHILD_CLEARTID != 0 {
+        thread.clear_at_end = child;
+    }
+    kernel.make_ready(thread);
+    kernel.process.threads = kernel.process.threads.saturating_add(1);
+    cpus::call_for_work(kernel.host.machine, kernel.process.threads.saturating_sub(1));
+    Ok(id)
+}
+
+/// `set_tid_address`.
+pub fn set_tid_address(kernel: &mut Kernel<'_>, address: u64) -> Result<u64, Errno> {
+    kernel.process.thread.clear_at_end = address;
+    Ok(kernel.process.thread.id)
+}
+
+/// `exit`: the thread ends, and with the last one the program.
+pub fn exit(kernel: &mut Kernel<'_>, code: i32) -> Result<After, Ended> {
+    let address = kernel.process.thread.clear_at_end;
+    // Where the program cannot have a zero, nobody can wait for it.
+    if address != 0 && kernel.process.space.write(&mut kernel.host, address, &[0; 4]).is_ok() {
+        wake(kernel, address, 1);
+    }
+    if kernel.process.is_single_threaded() {
+        return Err(Ended::Exit(code));
+    }
+    kernel.process.threads = kernel.process.threads.saturating_sub(1);
+    Ok(After::Exit)
+}
+
+/// `futex`: `FUTEX_WAIT` and `FUTEX_WAKE`.
+pub fn futex(
+    kernel: &mut Kernel<'_>,
+    [address, operation, value, timeout, ..]: [u64; 6],
+) -> Result<Result<u64, Wait>, Errno> {
+    if !address.is_multiple_of(4) {
+        return Err(Errno::EINVAL);
+    }
+    match operation & !FUTEX_PRIVATE {
+        FUTEX_WAIT => {
+            let deadline = match timeout {
+                0 => None,
+                timeout => Some(super::time::deadline(kernel, timeout)?),
+            };
+            let mut bytes = [0; 4];
+            kernel.process.space.read(&mut kernel.host, address, &mut bytes)?;
+            if u32::from_le_bytes(bytes) != value as u32 {
+                return Err(Errno::EAGAIN);
+            }
+            Ok(Err(Wait::Futex { address, deadline }))
+        }
+        FUTEX_WAKE => Ok(Ok(wake(kernel, address, value as u32 as usize))),
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+fn wake(kernel: &mut Kernel<'_>, address: u64, most: usize) -> u64 {
+    let woken = kernel.threads.wake_futex(address, most);
+    let count = woken.len() as u64;
+    woken.into_iter().for_each(|thread| kernel.make_ready(thread));
+    count
+}
+
+/// `tgkill`: ESRCH if there is no such thread, EINVAL if there is no such signal.
+pub fn tgkill(kernel: &mut Kernel<'_>, group: u64, id: u64, number: u64) -> Result<u64, Errno> {
+    let mut kick = None;
+    let thread = if id == kernel.process.thread.id {
+        Some(&mut kernel.process.thread)
+    } else {
+        kernel.threads.find(id).map(|(thread, cpu)| {
+            kick = cpu;
+            thread
+        })
+    };
+    let thread = thread.filter(|_| group == kernel.process.id).ok_or(Errno::ESRCH)?;
+    if number == 0 {
+        return Ok(0);
+    }
+    thread.mask.send(number)?;
+    if let Some(cpu) = kick {
+        kernel.host.machine.kick(cpu);
+    }
+    let woken = kernel.threads.interrupt(id);
+    woken.into_iter().for_each(|thread| kernel.make_ready(thread));
+    Ok(0)
+}
+
+/// `getcpu`; there is one node.
+pub fn getcpu(kernel: &mut Kernel<'_>, cpu: u64, node: u64) -> Result<u64, Errno> {
+    let number = kernel.cpu as u32;
+    for (address, value) in [(cpu, number), (node, 0)] {
+        if address != 0 {
+            kernel.process.space.write(&mut kernel.host, address, &value.to_le_bytes())?;
+        }
+    }
+    Ok(0)
+}
+
+/// `sched_getaffinity`: a thread may run on every CPU that there is.
+pub fn sched_getaffinity(kernel: &mut Kernel<'_>, size: u64, mask: u64) -> Result<u64, Errno> {
+    const SIZE: u64 = 8;
+    if size < SIZE || !size.is_multiple_of(SIZE) {
+        return Err(Errno::EINVAL);
+    }
+    let others = kernel.host.machine.secondaries().len() as u32;
+    let all = (2u64 << others).wrapping_sub(1);
+    kernel.process.space.write(&mut kernel.host, mask, &all.to_le_bytes())?;
+    Ok(SIZE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::nr;
+    use super::super::tests::kernel_at_start;
+    use super::*;
+    use crate::kernel::{Done, Job};
+    use crate::process::context::UserContext;
+    use crate::testing::{Event, FakeMachine};
+
+    const DATA: u64 = 0x41_0000;
+    /// Half of the program's stack.
+    const STACK: u64 = 0x7fff_fff8_0000;
+    const THREAD: u64 = CLONE_SHARED | CLONE_SETTLS | CLONE_CHILD_CLEARTID | CLONE_PARENT_SETTID;
+    const SIGUSR1: u64 = 10;
+
+    fn context(job: &Job) -> UserContext {
+        match job {
+            Job::Run { context, .. } => *context,
+            other => panic!("no thread runs: {other:?}"),
+        }
+    }
+
+    /// The thread of a job makes a system call.
+    fn calls(job: &Job, number: u64, arguments: &[u64]) -> Done {
+        let mut context = context(job);
+        context.x[..6].fill(0);
+        context.x[..arguments.len()].copy_from_slice(arguments);
+        context.x[8] = number;
+        (context.vector, context.esr) = (0, 0x5600_0000);
+        Done::Run(context)
+    }
+
+    fn interrupted(job: &Job) -> Done {
+        Done::Run(UserContext { vector: 1, ..context(job) })
+    }
+
+    fn result(job: &Job) -> i64 {
+        context(job).x[0] as i64
+    }
+
+    fn word(kernel: &mut Kernel<'_>, address: u64) -> u32 {
+        let mut bytes = [0; 4];
+        kernel.process.space.read(&mut kernel.host, address, &mut bytes).unwrap();
+        u32::from_le_bytes(bytes)
+    }
+
+    /// A kernel with two threads, the first on CPU 0 and the second on CPU 1.
+    fn two<'m>(machine: &'m FakeMachine) -> (Kernel<'m>, Job, Job) {
+        let mut kernel = kernel_at_start(machine);
+        let first = kernel.next(0, Done::Nothing);
+        let first = kernel.next(0, calls(&first, nr::CLONE, &[THREAD, STACK, DATA + 64, 0x77, DATA + 68]));
+        let second = kernel.next(1, Done::Nothing);
+        (kernel, first, second)
+    }
+
+    #[test]
+    fn a_new_thread_has_a_stack_a_pointer_and_a_number_of_its_own() {
+        let machine = FakeMachine::new(128);
+        let (mut kernel, first, second) = two(&machine);
+        assert_eq!((result(&first), result(&second)), (2, 0));
+        let other = context(&second);
+        assert_eq!((other.sp, other.tls, other.pc), (STACK, 0x77, context(&first).pc));
+        assert_eq!(word(&mut kernel, DATA + 64), 2);
+        assert!(matches!(kernel.next(2, Done::Nothing), Job::Rest));
+    }
+
+    #[test]
+    fn only_threads_of_the_program_can_be_made() {
+        let machine = FakeMachine::new(128);
+        let mut kernel = kernel_at_start(&machine);
+        let mut job = kernel.next(0, Done::Nothing);
+        for flags in [0, CLONE_VM, THREAD | 1 << 31, THREAD & !CLONE_THREAD] {
+            job = kernel.next(0, calls(&job, nr::CLONE, &[flags, DATA]));
+            assert_eq!(result(&job), -22, "{flags:#x}");
+        }
+        for number in 2..=MAX_THREADS as i64 {
+            job = kernel.next(0, calls(&job, nr::CLONE, &[CLONE_SHARED, DATA]));
+            assert_eq!(result(&job), number);
+        }
+        job = kernel.next(0, calls(&job, nr::CLONE, &[CLONE_SHARED, DATA]));
+        assert_eq!(result(&job), -11);
+    }
+
+    #[test]
+    fn threads_of_one_cpu_have_their_turns() {
+        let machine = FakeMachine::new(128);
+        let mut kernel = kernel_at_start(&machine);
+        let job = kernel.next(0, Done::Nothing);
+        let mut job = kernel.next(0, calls(&job, nr::CLONE, &[CLONE_SHARED, 0x1000]));
+        let mut stacks = alloc::vec::Vec::new();
+        for turn in 0..4 {
+            job = match turn % 2 {
+                0 => kernel.next(0, interrupted(&job)),
+                _ => kernel.next(0, calls(&job, nr::SCHED_YIELD, &[])),
+            };
+            stacks.push(context(&job).sp);
+        }
+        assert_eq!(stacks[0], 0x1000);
+        assert_eq!(stacks[0], stacks[2]);
+        assert_ne!(stacks[0], stacks[1]);
+        assert_eq!(stacks[1], stacks[3]);
+    }
+
+    #[test]
+    fn a_thread_that_ends_wakes_who_waits_for_it_and_the_last_ends_the_program() {
+        let machine = FakeMachine::new(128);
+        let (mut kernel, first, second) = two(&machine);
+        kernel.process.space.write(&mut kernel.host, DATA + 68, &2u32.to_le_bytes()).unwrap();
+        let waits = calls(&first, nr::FUTEX, &[DATA + 68, FUTEX_WAIT | FUTEX_PRIVATE, 2]);
+        assert!(matches!(kernel.next(0, waits), Job::Rest));
+        machine.events();
+        assert!(
+            matches!(kernel.next(1, calls(&second, nr::EXIT, &[5])), Job::Run { .. }),
+            "CPU 1 takes the waiter"
+        );
+        assert_eq!(word(&mut kernel, DATA + 68), 0);
+        assert_eq!(machine.events(), [Event::Kick(0)]);
+        let job = kernel.next(0, Done::Rest);
+        assert!(matches!(job, Job::Rest));
+        let Some((thread, Some(1))) = kernel.threads.find(1) else { panic!("it is on CPU 1") };
+        let context = thread.context;
+        assert_eq!(context.x[0], 0);
+        let last = Job::Run { context, root: crate::mm::Pfn(0), asid: 1 };
+        assert!(matches!(kernel.next(1, calls(&last, nr::EXIT, &[7])), Job::Leave));
+        assert!(matches!(kernel.next(0, Done::Rest), Job::Leave));
+        assert_eq!(kernel.clean_up().0, Some(Ended::Exit(7)));
+    }
+
+    #[test]
+    fn a_wait_looks_at_the_word_and_has_an_end() {
+        let machine = FakeMachine::new(128);
+        let mut kernel = kernel_at_start(&machine);
+        let job = kernel.next(0, Done::Nothing);
+        let job = kernel.next(0, calls(&job, nr::FUTEX, &[DATA + 64, FUTEX_WAIT, 1]));
+        assert_eq!(result(&job), -11);
+        let job = kernel.next(0, calls(&job, nr::FUTEX, &[DATA + 65, FUTEX_WAIT, 0]));
+        assert_eq!(result(&job), -22);
+        let time = [0u64, 25_000_000].map(u64::to_le_bytes).concat();
+        kernel.process.space.write(&mut kernel.host, DATA + 80, &time).unwrap();
+        for (number, arguments, expected) in [
+            (nr::FUTEX, [DATA + 64, FUTEX_WAIT, 0, DATA + 80], -110),
+            (nr::NANOSLEEP, [DATA + 80, 0, 0, 0], 0),
+        ] {
+            let start = kernel.host.machine.now();
+            let first = kernel.next(0, Done::Nothing);
+            let mut job = kernel.next(0, calls(&first, number, &arguments));
+            while matches!(job, Job::Rest) {
+                kernel.host.machine.idle();
+                job = kernel.next(0, Done::Rest);
+            }
+            assert_eq!(result(&job), expected);
+            assert!(kernel.host.machine.now() - start >= 25_000_000);
+            let thread = kernel.threads.take_from(0).unwrap();
+            kernel.make_ready(thread);
+        }
+    }
+
+    #[test]
+    fn a_signal_brings_its_thread_into_the_kernel_and_to_its_handler() {
+        let machine = FakeMachine::new(128);
+        let (mut kernel, first, second) = two(&machine);
+        let action = crate::process::signal::Action { handler: 0x40_0008, ..Default::default() };
+        kernel.process.actions.set_action(SIGUSR1, action).unwrap();
+        machine.events();
+        let first = kernel.next(0, calls(&first, nr::TGKILL, &[1, 2, SIGUSR1]));
+        assert_eq!((result(&first), machine.events()), (0, alloc::vec![Event::Kick(1)]));
+        let second = kernel.next(1, interrupted(&second));
+        assert_eq!((context(&second).pc, result(&first)), (0x40_0008, 0));
+        for (arguments, error) in [([1, 9, SIGUSR1], -3), ([2, 2, SIGUSR1], -3), ([1, 2, 65], -22)] {
+            let done = calls(&first, nr::TGKILL, &arguments);
+            assert_eq!(result(&kernel.next(0, done)), error);
+        }
+    }
+
+    #[test]
+    fn a_signal_ends_a_wait() {
+        let machine = FakeMachine::new(128);
+        let (mut kernel, first, second) = two(&machine);
+        let action = crate::process::signal::Action { handler: 0x40_0008, ..Default::default() };
+        kernel.process.actions.set_action(SIGUSR1, action).unwrap();
+        assert!(matches!(kernel.next(1, calls(&second, nr::FUTEX, &[DATA + 72, FUTEX_WAIT, 0])), Job::Rest));
+        let first = kernel.next(0, calls(&first, nr::TGKILL, &[1, 2, SIGUSR1]));
+        assert_eq!(result(&first), 0);
+        let woken = kernel.next(1, Done::Rest);
+        assert_eq!(context(&woken).pc, 0x40_0008);
+    }
+
+    #[test]
+    fn the_end_of_the_program_brings_all_cpus_back() {
+        let machine = FakeMachine::new(128);
+        let (mut kernel, first, second) = two(&machine);
+        machine.events();
+        assert!(
+            matches!(kernel.next(0, calls(&first, nr::EXIT_GROUP, &[4])), Job::Rest),
+            "CPU 1 has a thread"
+        );
+        assert_eq!(machine.events(), [Event::Kick(1)]);
+        assert!(matches!(kernel.next(1, interrupted(&second)), Job::Leave));
+        assert!(matches!(kernel.next(0, Done::Rest), Job::Leave));
+        let (ended, host) = kernel.clean_up();
+        assert_eq!((ended, host.frames.free()), (Some(Ended::Exit(4)), 128));
+    }
+
+    #[test]
+    fn a_program_learns_which_cpus_there_are_and_on_which_it_is() {
+        let machine = FakeMachine::new(128);
+        let (mut kernel, first, second) = two(&machine);
+        let first = kernel.next(0, calls(&first, nr::SCHED_GETAFFINITY, &[0, 8, DATA + 64]));
+        assert_eq!((result(&first), word(&mut kernel, DATA + 64)), (8, 0b11));
+        let second = kernel.next(1, calls(&second, nr::GETCPU, &[DATA + 64]));
+        assert_eq!((result(&second), word(&mut kernel, DATA + 64)), (0, 1));
+    }
+}
