@@ -109,6 +109,24 @@ mod tests {
     }
 
     #[test]
+    fn as_many_cpus_are_called_to_work_as_there_is_work_for() {
+        let machine = FakeMachine::new(1);
+        let state = || secondary(&machine, 1).unwrap().progress().state;
+        call_for_work(&machine, 0);
+        assert_eq!((state(), wait_for_workers(&machine)), (State::Off, Ok(())));
+        call_for_work(&machine, 1);
+        assert_eq!(state(), State::Working);
+        // There is no other.
+        call_for_work(&machine, 2);
+        assert_eq!(turn_on(&machine, 1), Err(Errno::EBUSY));
+        assert_eq!(wait_for_workers(&machine), Err(Errno::ETIMEDOUT));
+        let machine = FakeMachine::new(1);
+        machine.refuse_cpus();
+        call_for_work(&machine, 1);
+        assert_eq!(secondary(&machine, 1).unwrap().progress().state, State::Off);
+    }
+
+    #[test]
     fn a_cpu_that_the_firmware_refuses_stays_off() {
         let machine = FakeMachine::new(1);
         machine.refuse_cpus();

@@ -53,6 +53,7 @@ pub struct Kernel<'m> {
 
 /// What a CPU does outside the kernel.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one lives at a time, on the CPU's stack")]
 pub enum Job {
     /// Run a thread until its next exception.
     Run {
@@ -73,6 +74,7 @@ pub enum Job {
 
 /// What a job has led to.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "as for a job")]
 pub enum Done {
     /// The CPU had none.
     Nothing,
@@ -220,7 +222,7 @@ impl<'m> Kernel<'m> {
     /// The job of the thread that goes on, or else of the next one; `None` if there is none.
     fn job(&mut self, goes_on: bool) -> Result<Option<Job>, Ended> {
         if !goes_on {
-            let Some(thread) = self.threads.next() else { return Ok(None) };
+            let Some(thread) = self.threads.take_next() else { return Ok(None) };
             self.host.machine.restore_fp(&thread.fp);
             self.process.thread = thread;
         }

@@ -60,7 +60,7 @@ impl Threads {
     }
 
     /// The thread that has waited longest for a CPU.
-    pub fn next(&mut self) -> Option<Thread> {
+    pub fn take_next(&mut self) -> Option<Thread> {
         self.ready.pop_front()
     }
 

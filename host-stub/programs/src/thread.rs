@@ -1,6 +1,7 @@
 //! Threads of a program, by Linux's calls.
 
 use alloc::boxed::Box;
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::arch::{self, ProbeContext};
@@ -22,6 +23,7 @@ pub struct Thread {
 /// What stands above a thread's stack.
 #[repr(C, align(16))]
 struct Top {
+    /// First, where the thread's pointer points.
     context: ProbeContext,
     /// Its number while it is there, and 0 then.
     end: AtomicU32,
@@ -36,9 +38,7 @@ impl Thread {
         let argument = Box::into_raw(work) as u64;
         // SAFETY: the mapping is of zeros, which is a `Top`, is aligned to pages, and stays until `join` has seen the
         // thread's end. `run` gets the box that was just given up, which may go to another thread.
-        let id = unsafe {
-            arch::spawn(top as u64, &raw mut (*top).context, (&raw mut (*top).end).cast(), run, argument)
-        };
+        let id = unsafe { arch::spawn(top as u64, top.cast(), end_of(top), run, argument) };
         result("clone", id).map(|id| Self { id, stack })
     }
 
@@ -49,8 +49,8 @@ impl Thread {
 
     /// Waits for its end.
     pub fn join(self) {
-        // SAFETY: the mapping is there as long as this value, and others only write to this word.
-        let end = unsafe { &(*top_of(&self.stack)).end };
+        // SAFETY: the mapping is there as long as this value, and all accesses to this word are atomic.
+        let end = unsafe { AtomicU32::from_ptr(end_of(top_of(&self.stack))) };
         loop {
             match end.load(Ordering::Acquire) {
                 0 => return,
@@ -76,6 +76,11 @@ type Work = Box<dyn FnOnce() + Send>;
 
 fn top_of(stack: &Mapping) -> *mut Top {
     stack.address(STACK_SIZE - size_of::<Top>() as u64) as *mut Top
+}
+
+/// The word that tells a thread's end.
+fn end_of(top: *mut Top) -> *mut u32 {
+    top.cast::<u32>().wrapping_byte_add(offset_of!(Top, end))
 }
 
 extern "C" fn run(argument: u64) {

@@ -59,6 +59,8 @@ pub mod signal {
     pub const SIGBUS: u64 = 7;
     /// An access that no mapping allows.
     pub const SIGSEGV: u64 = 11;
+    /// SIGSEGV: nothing is mapped there.
+    pub const SEGV_MAPERR: u32 = 1;
     /// si_code of SIGBUS: no such address in the object.
     pub const BUS_ADRERR: u32 = 2;
     /// si_code of SIGBUS: the hardware reported an error there.

@@ -144,14 +144,13 @@ fn answer(own: u64) {
 }
 
 fn forget(argument: u64, whole_space: bool) {
-    // SAFETY: forgetting translations of EL0 is always allowed. What a walk could still find was made invalid before,
-    // and other CPUs have seen that: the stores are before the request.
-    unsafe {
-        if whole_space {
-            asm!("dsb ishst", "tlbi aside1, {}", "dsb nsh", "isb", in(reg) argument, options(nostack));
-        } else {
-            asm!("dsb ishst", "tlbi vale1, {}", "dsb nsh", "isb", in(reg) argument, options(nostack));
-        }
+    // What a walk could still find was made invalid before. Other CPUs have seen that: the request came after it.
+    if whole_space {
+        // SAFETY: forgetting translations of EL0 is always allowed.
+        unsafe { asm!("dsb ishst", "tlbi aside1, {}", "dsb nsh", "isb", in(reg) argument, options(nostack)) };
+    } else {
+        // SAFETY: as above.
+        unsafe { asm!("dsb ishst", "tlbi vale1, {}", "dsb nsh", "isb", in(reg) argument, options(nostack)) };
     }
 }
 

@@ -1,7 +1,8 @@
 //! Stage-1 tables of a process: four levels of 4 KiB tables, pages only (Arm ARM, VMSAv8-64, section D8.3).
 //!
 //! Owns the table frames below one root. An entry goes from invalid to valid and back, never from one
-//! valid page to another, so no break-before-make sequence is needed beyond [`Table::unmap`].
+//! valid page to another, so no break-before-make sequence is needed but [`Table::clear`] and what its caller then forgets
+//! ([`Memory::flush_page`]).
 
 use super::{Frames, Holder, PAGE, Pfn, Prot};
 use crate::machine::Memory;

@@ -98,7 +98,6 @@ impl Process {
         }
         let backing = Backing::Kernel { frame: trampoline };
         space.map(TRAMPOLINE..TRAMPOLINE + PAGE, Prot::READ | Prot::EXEC, backing)?;
-        host.machine.restore_fp(&FpState::default());
         Ok(Self {
             id,
             thread: Thread::first(id, image.entry, sp),

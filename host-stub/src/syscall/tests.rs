@@ -64,7 +64,7 @@ pub(super) fn kernel_at_start(machine: &FakeMachine) -> Kernel<'_> {
 /// A kernel that serves the thread.
 fn kernel(machine: &FakeMachine) -> Kernel<'_> {
     let mut kernel = kernel_at_start(machine);
-    kernel.process.thread = kernel.threads.next().unwrap();
+    kernel.process.thread = kernel.threads.take_next().unwrap();
     kernel
 }
 

@@ -180,9 +180,16 @@ mod tests {
     use super::super::nr;
     use super::super::tests::kernel_at_start;
     use super::*;
+    use crate::fs::File;
     use crate::kernel::{Done, Job};
+    use crate::kvm::vm::TYPE_PROTECTED;
+    use crate::kvm::{VcpuRef, Vm};
+    use crate::machine::Hypervisor;
     use crate::process::context::UserContext;
+    use crate::process::signal::Action;
     use crate::testing::{Event, FakeMachine};
+    use abi::Exit;
+    use alloc::rc::Rc;
 
     const DATA: u64 = 0x41_0000;
     /// Half of the program's stack.
@@ -336,7 +343,7 @@ mod tests {
     fn a_signal_brings_its_thread_into_the_kernel_and_to_its_handler() {
         let machine = FakeMachine::new(128);
         let (mut kernel, first, second) = two(&machine);
-        let action = crate::process::signal::Action { handler: 0x40_0008, ..Default::default() };
+        let action = Action { handler: 0x40_0008, ..Action::default() };
         kernel.process.actions.set_action(SIGUSR1, action).unwrap();
         machine.events();
         let first = kernel.next(0, calls(&first, nr::TGKILL, &[1, 2, SIGUSR1]));
@@ -353,13 +360,91 @@ mod tests {
     fn a_signal_ends_a_wait() {
         let machine = FakeMachine::new(128);
         let (mut kernel, first, second) = two(&machine);
-        let action = crate::process::signal::Action { handler: 0x40_0008, ..Default::default() };
+        let action = Action { handler: 0x40_0008, ..Action::default() };
         kernel.process.actions.set_action(SIGUSR1, action).unwrap();
         assert!(matches!(kernel.next(1, calls(&second, nr::FUTEX, &[DATA + 72, FUTEX_WAIT, 0])), Job::Rest));
         let first = kernel.next(0, calls(&first, nr::TGKILL, &[1, 2, SIGUSR1]));
         assert_eq!(result(&first), 0);
         let woken = kernel.next(1, Done::Rest);
         assert_eq!(context(&woken).pc, 0x40_0008);
+    }
+
+    const RUN: u64 = 0xae80;
+
+    /// A vCPU that the program has open; returns its descriptor.
+    fn vcpu(kernel: &mut Kernel<'_>) -> u64 {
+        let vm = Rc::new(Vm::new(&mut kernel.host, TYPE_PROTECTED).unwrap());
+        vm.create_vcpu(&mut kernel.host, 0).unwrap();
+        let vcpu = VcpuRef::new(&vm, 0).unwrap();
+        vcpu.with(|vcpu| vcpu.initialised.set(true)).unwrap();
+        let slot = kernel.process.files.vacant().unwrap();
+        kernel.process.files.put(slot, File::Vcpu(vcpu)).unwrap()
+    }
+
+    /// EL2 does what a job says.
+    fn runs(machine: &FakeMachine, job: &Job) -> Done {
+        match job {
+            Job::Call(words) => Done::Call(machine.call_words(words)),
+            other => panic!("no vCPU runs: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_vcpu_that_a_thread_runs_is_waited_for() {
+        let machine = FakeMachine::new(128);
+        let (mut kernel, first, second) = two(&machine);
+        let vcpu = vcpu(&mut kernel);
+        let second = kernel.next(1, calls(&second, nr::IOCTL, &[vcpu, RUN]));
+        assert!(matches!(kernel.next(0, calls(&first, nr::IOCTL, &[vcpu, RUN])), Job::Rest));
+        // Each interrupt is a chance to look again.
+        let again = kernel.next(0, Done::Rest);
+        assert_eq!(context(&again).pc, context(&first).pc.wrapping_sub(4));
+        assert!(matches!(kernel.next(0, calls(&first, nr::IOCTL, &[vcpu, RUN])), Job::Rest));
+        machine.exits(&[Exit::SystemOff, Exit::SystemReset]);
+        let second = kernel.next(1, runs(&machine, &second));
+        assert_eq!(result(&second), 0);
+        let first = kernel.next(0, Done::Rest);
+        let first = kernel.next(0, calls(&first, nr::IOCTL, &[vcpu, RUN]));
+        let first = kernel.next(0, runs(&machine, &first));
+        assert_eq!(result(&first), 0);
+    }
+
+    #[test]
+    fn a_signal_calls_a_vcpu_back() {
+        let machine = FakeMachine::new(128);
+        let (mut kernel, first, second) = two(&machine);
+        let action = Action { handler: 0x40_0008, ..Action::default() };
+        kernel.process.actions.set_action(SIGUSR1, action).unwrap();
+        let vcpu = vcpu(&mut kernel);
+        let second = kernel.next(1, calls(&second, nr::IOCTL, &[vcpu, RUN]));
+        machine.exits(&[Exit::Interrupted, Exit::Interrupted, Exit::SystemOff]);
+        let second = kernel.next(1, runs(&machine, &second));
+        machine.events();
+        kernel.next(0, calls(&first, nr::TGKILL, &[1, 2, SIGUSR1]));
+        assert_eq!(machine.events(), [Event::Kick(1)]);
+        let second = kernel.next(1, runs(&machine, &second));
+        assert_eq!(context(&second).pc, 0x40_0008);
+        let second = kernel.next(1, calls(&second, nr::RT_SIGRETURN, &[]));
+        assert_eq!(result(&second), Errno::EINTR.to_word() as i64);
+        let second = kernel.next(1, calls(&second, nr::IOCTL, &[vcpu, RUN]));
+        assert!(matches!(second, Job::Call(_)), "the vCPU is free again");
+    }
+
+    #[test]
+    fn a_vcpu_that_is_off_is_tried_again_if_another_thread_can_turn_it_on() {
+        let machine = FakeMachine::new(128);
+        let (mut kernel, first, second) = two(&machine);
+        let vcpu = vcpu(&mut kernel);
+        let run = kernel.next(1, calls(&second, nr::IOCTL, &[vcpu, RUN]));
+        assert!(matches!(kernel.next(1, runs(&machine, &run)), Job::Rest));
+        let run = kernel.next(1, Done::Rest);
+        machine.exits(&[Exit::SystemOff]);
+        let second = kernel.next(1, runs(&machine, &run));
+        assert_eq!(result(&second), 0);
+        // The other thread ends: now nobody could.
+        kernel.next(0, calls(&first, nr::EXIT, &[]));
+        let run = kernel.next(1, calls(&second, nr::IOCTL, &[vcpu, RUN]));
+        assert_eq!(result(&kernel.next(1, runs(&machine, &run))), Errno::EAGAIN.to_word() as i64);
     }
 
     #[test]

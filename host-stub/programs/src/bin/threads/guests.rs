@@ -129,7 +129,8 @@ pub(crate) fn unshare(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
     let address = machine.mapping().address(offset);
     let threads = for_each_other_cpu(|_| {
         let watch = watch.clone();
-        Thread::spawn(move || watch.use_page(address, GREETING, signal::SIGBUS))
+        // The kernel's own word for a page that it does not map: EL2's would be BUS_OBJERR.
+        Thread::spawn(move || watch.use_page(address, GREETING, (signal::SIGBUS, signal::BUS_ADRERR)))
     })?;
     let count = threads.len() as u64;
     if !wait_until(|| watch.began.load(Ordering::Relaxed) == count) {

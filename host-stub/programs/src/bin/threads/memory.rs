@@ -14,7 +14,7 @@ use crate::run::{for_each_other_cpu, wait_until};
 
 /// How often.
 const ROUNDS: u64 = 20;
-const MARK: u64 = 0x7e11_7a1e_0fa_9a6e;
+const MARK: u64 = 0x7e11_7a1e_b0a7_9a6e;
 
 /// What the threads see of a page.
 #[derive(Default)]
@@ -30,8 +30,8 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Loads until the page is gone, which is this signal.
-    pub(crate) fn use_page(&self, address: u64, expected: u64, number: u64) {
+    /// Loads until the page is gone, which is this signal with this code.
+    pub(crate) fn use_page(&self, address: u64, expected: u64, wanted: (u64, u32)) {
         let mut loads = 0u64;
         loop {
             let gone = self.gone.load(Ordering::Acquire) != 0;
@@ -47,7 +47,7 @@ impl Watch {
                     }
                 }
                 Err(signal) => {
-                    let right = signal.number == number && signal.address == address;
+                    let right = (signal.number, signal.code) == wanted && signal.address == address;
                     (if right { &self.lost } else { &self.wrong }).fetch_add(1, Ordering::Relaxed);
                     return;
                 }
@@ -74,7 +74,7 @@ pub(crate) fn unmap(steps: &mut Steps) -> Result<(), Failure> {
         let address = page.address(0);
         let threads = for_each_other_cpu(|_| {
             let watch = watch.clone();
-            Thread::spawn(move || watch.use_page(address, MARK, signal::SIGSEGV))
+            Thread::spawn(move || watch.use_page(address, MARK, (signal::SIGSEGV, signal::SEGV_MAPERR)))
         })?;
         let count = threads.len() as u64;
         if !wait_until(|| watch.began.load(Ordering::Relaxed) == count) {
