@@ -4,6 +4,7 @@ use crate::aftermath::Aftermath;
 use crate::console::{Console, Ending, Expectation};
 use crate::devicetree;
 use crate::elf;
+use crate::emulator::Emulator;
 use crate::entries;
 use crate::follow::{Followed, end_of, follow, killed, read_in_background};
 use crate::images::{Builder, Images};
@@ -21,8 +22,6 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The emulator.
-pub(crate) const QEMU: &str = "qemu-system-aarch64";
 /// Where QEMU puts an image that is given with `-kernel`: 2 MiB into RAM.
 const IMAGE_ADDRESS: u64 = 0x4020_0000;
 /// More console than this is a guest that prints without end.
@@ -32,6 +31,8 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How to run. By default: quietly, as the scenario says, on the plain image, without its control run.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
+    /// Which QEMU.
+    pub(crate) emulator: Emulator,
     /// Show the console while it is written.
     pub(crate) live: bool,
     /// A person types on the console. No timeout.
@@ -94,6 +95,7 @@ impl Outcome {
 
 /// One start of QEMU: everything that differs between a scenario's run and its control run.
 struct Start<'a> {
+    emulator: &'a Emulator,
     images: &'a Images,
     scenario: &'a Scenario,
     machine: &'a Machine,
@@ -129,7 +131,7 @@ pub(crate) fn scenario(
     }
     let scenario = &scenario;
     let mut began = Instant::now();
-    let start = Start::new(tree, &images, scenario, machine)?;
+    let start = Start::new(tree, &options.emulator, &images, scenario, machine)?;
     let log = log_of(tree, options);
     // QEMU writes one log: here none is wanted yet.
     let exceptions =
@@ -173,7 +175,7 @@ pub(crate) fn scenario(
         began = Instant::now();
         let mut scenario = scenario.clone();
         scenario.args.extend(control.args.iter().cloned());
-        let start = Start::new(tree, &images, &scenario, machine)?;
+        let start = Start::new(tree, &options.emulator, &images, &scenario, machine)?;
         let (console, ending) = start.run(tree, options, &log.with_extension("control.log"))?;
         let mut more = console.judge_end(start.nonce, &scenario.verdict, ending);
         more.push(start.aftermath(&console, ending).search(true));
@@ -208,7 +210,13 @@ fn log_of(tree: &Tree, options: &Options) -> PathBuf {
 }
 
 impl<'a> Start<'a> {
-    fn new(tree: &Tree, images: &'a Images, scenario: &'a Scenario, machine: &'a Machine) -> Result<Self> {
+    fn new(
+        tree: &Tree,
+        emulator: &'a Emulator,
+        images: &'a Images,
+        scenario: &'a Scenario,
+        machine: &'a Machine,
+    ) -> Result<Self> {
         let known = &images.programs;
         ensure!(
             scenario.payload.is_some() || known.contains(&scenario.program),
@@ -220,7 +228,16 @@ impl<'a> Start<'a> {
         let is_read = scenario.search.is_some() || scenario.walk.is_some();
         let ram = is_read.then(|| RamFile::create(&tree.results(), machine.memory_bytes()?)).transpose()?;
         let secret_nonce = scenario.search.is_some().then(secret::nonce).transpose()?;
-        Ok(Self { images, scenario, machine, nonce: secret::nonce()?, secret_nonce, ram, alone: false })
+        Ok(Self {
+            emulator,
+            images,
+            scenario,
+            machine,
+            nonce: secret::nonce()?,
+            secret_nonce,
+            ram,
+            alone: false,
+        })
     }
 
     fn command(&self, gdb: bool, counts: bool) -> Command {
@@ -233,7 +250,7 @@ impl<'a> Start<'a> {
         if self.scenario.smmu {
             board += ",iommu=smmuv3";
         }
-        let mut command = Command::new(QEMU);
+        let mut command = self.emulator.command();
         if let Some(ram) = &self.ram {
             board += ",memory-backend=ram";
             let path = ram.path().to_string_lossy().replace(',', ",,");
@@ -335,7 +352,7 @@ impl<'a> Start<'a> {
         let (reader, writer) = std::io::pipe()?;
         let stdin = if options.typed { Stdio::inherit() } else { Stdio::null() };
         command.stdin(stdin).stdout(writer.try_clone()?).stderr(writer);
-        let mut child = command.spawn().with_context(|| format!("cannot start {QEMU}"))?;
+        let mut child = command.spawn().context("cannot start QEMU")?;
         drop(command);
         let chunks = read_in_background(reader);
         let mut console = Vec::new();
@@ -412,7 +429,17 @@ mod tests {
             programs: vec!["p".into()],
         };
         let (images, scenario, machine) = (&images, &scenario, &machine);
-        test(&Start { images, scenario, machine, nonce: 0xab, secret_nonce, ram: None, alone: false });
+        let emulator = &Emulator::default();
+        test(&Start {
+            emulator,
+            images,
+            scenario,
+            machine,
+            nonce: 0xab,
+            secret_nonce,
+            ram: None,
+            alone: false,
+        });
     }
 
     #[test]

@@ -1,19 +1,16 @@
 //! Debian's Linux kernels as the host: fetched once into a cache, with a static busybox, and started with the first
 //! program of `qemu/linux/init`.
-//!
-//! The packages come from Debian's archive by `apt-get download`, under a state of its own: neither the system's list of
-//! sources nor its packages change.
 
 use crate::cpio::Archive;
+use crate::debian::Suite;
 use crate::scenario::Payload;
 use crate::tree::Tree;
 use crate::ui::Task;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 /// Which kernel, as a scenario names it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -55,7 +52,6 @@ impl Kernel {
 /// The flavour, with which the names of the packages end.
 const FLAVOUR: &str = "-cloud-arm64";
 const BUSYBOX: &str = "busybox-static";
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// The first program, in the checkout.
 const INIT: &str = "qemu/linux/init";
 
@@ -120,67 +116,17 @@ fn cache_of(tree: &Tree) -> PathBuf {
 
 /// Downloads the packages into the cache and takes the two files out of them.
 fn download(cache: &Path, kernel: Kernel) -> Result<()> {
-    let cache = std::path::absolute(cache)?;
-    let work = cache.join("apt");
-    // What an earlier try has left is of no use.
-    if work.exists() {
-        fs::remove_dir_all(&work)?;
-    }
-    for folder in ["lists/partial", "archives/partial", "none", "unpacked"] {
-        fs::create_dir_all(work.join(folder))?;
-    }
-    ensure!(Path::new(KEYRING).is_file(), "there is no {KEYRING}: the packages cannot be checked");
-    let suite = kernel.suite();
-    let source = format!("deb [signed-by={KEYRING}] http://deb.debian.org/debian {suite} main\n");
-    fs::write(work.join("sources.list"), source)?;
-    fs::write(work.join("status"), "")?;
-    fs::write(work.join("apt.conf"), configuration(&work))?;
-    let apt = |program: &str, arguments: &[&str]| {
-        let mut command = Command::new(program);
-        command.env("APT_CONFIG", work.join("apt.conf")).args(arguments).current_dir(&work);
-        output(command)
-    };
-    apt("apt-get", &["update", "-qq"])?;
-    let names = apt("apt-cache", &["pkgnames", kernel.package()])?;
+    let suite = Suite::read(&cache.join("apt"), kernel.suite(), "arm64")?;
+    let names = suite.names(kernel.package())?;
     let package = newest(&names, kernel).context("the archive has no such kernel")?;
     let packages = [package, BUSYBOX].map(|package| format!("{package}:arm64"));
-    apt("apt-get", &["download", "-qq", &packages[0], &packages[1]])?;
-    for entry in fs::read_dir(&work)? {
-        let package = entry?.path();
-        if package.extension().is_some_and(|extension| extension == "deb") {
-            let mut command = Command::new("dpkg");
-            command.arg("-x").arg(package).arg(work.join("unpacked"));
-            output(command)?;
-        }
-    }
-    let unpacked = work.join("unpacked");
+    let unpacked = suite.unpack(&packages.each_ref().map(String::as_str))?;
     // Moved and not copied: a file in the cache is whole.
     fs::rename(unpacked.join("usr/bin/busybox"), cache.join("busybox"))
         .context("no busybox in its package")?;
     let image = image_in(&unpacked).context("no kernel in its package")?;
     fs::rename(image, cache.join(kernel.file()))?;
-    fs::remove_dir_all(&work)?;
-    Ok(())
-}
-
-/// A configuration of apt that looks at nothing of the system's.
-fn configuration(work: &Path) -> String {
-    let at = |name: &str| work.join(name).display().to_string();
-    [
-        format!("Dir::Etc::SourceList \"{}\";", at("sources.list")),
-        format!("Dir::Etc::SourceParts \"{}\";", at("none")),
-        "Dir::Etc::Preferences \"/dev/null\";".to_owned(),
-        format!("Dir::Etc::PreferencesParts \"{}\";", at("none")),
-        format!("Dir::State \"{}\";", work.display()),
-        format!("Dir::State::status \"{}\";", at("status")),
-        format!("Dir::Cache \"{}\";", work.display()),
-        // Downloads are written by whoever runs this, and not by a user of apt's own.
-        "APT::Sandbox::User \"\";".to_owned(),
-        "Acquire::Retries \"2\";".to_owned(),
-        "APT::Architecture \"arm64\";".to_owned(),
-        "APT::Architectures { \"arm64\"; };\n".to_owned(),
-    ]
-    .join("\n")
+    suite.remove()
 }
 
 /// The kernel's file, which newer packages have among its modules: `boot/vmlinuz-RELEASE`, or
@@ -209,17 +155,6 @@ fn newest(names: &str, kernel: Kernel) -> Option<&str> {
     names.lines().filter(fits).max_by_key(|name| numbers(name))
 }
 
-/// Runs a program to its end; what it printed, or what it complained of.
-fn output(mut command: Command) -> Result<String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output =
-        command.stdin(Stdio::null()).output().with_context(|| format!("this system has no {program}"))?;
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    let last = complaint.trim().lines().last().unwrap_or_default();
-    ensure!(output.status.success(), "{program} failed ({}): {last}", output.status);
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,22 +169,5 @@ mod tests {
         let names = "linux-binary-7.1.9+deb14-cloud-arm64\nlinux-binary-7.2.3+deb14-cloud-arm64\n\
                      linux-binary-unsigned-7.2.3+deb14-cloud-arm64\nlinux-binary-7.3-rc1-cloud-arm64\nlinux-binary-7.2.4+deb14-arm64\n";
         assert_eq!(newest(names, Kernel::Newest), Some("linux-binary-7.2.3+deb14-cloud-arm64"));
-    }
-
-    #[test]
-    fn apt_is_told_nothing_of_the_systems() {
-        let text = configuration(Path::new("/there"));
-        assert!(!text.contains("/etc") && !text.contains("/var"));
-        assert_eq!(text.matches("\"/there").count(), 6);
-        assert_eq!(text.lines().filter(|line| line.ends_with(';')).count(), 11);
-    }
-
-    #[test]
-    fn a_program_that_fails_is_told_with_its_last_words() {
-        let mut command = Command::new("sh");
-        command.args(["-c", "echo first >&2; echo second >&2; exit 3"]);
-        let error = format!("{:#}", output(command).unwrap_err());
-        assert!(error.contains("sh failed") && error.ends_with("second"), "{error}");
-        assert!(output(Command::new("no-such-program")).is_err());
     }
 }

@@ -6,6 +6,7 @@
 //! | [`toolchain`] | which compiler builds for the bare machine, and how it is called |
 //! | [`images`] | building the images; [`elf`] and [`cpio`] are the formats |
 //! | [`scenario`] | the files of `qemu/scenarios` |
+//! | [`emulator`], [`linux`] | QEMU and Linux, where they come from; [`debian`] is how |
 //! | [`boot`] | one run of QEMU, from the command line to the checks |
 //! | [`console`] | what a console says, and whether that is a pass |
 //! | [`aftermath`] | the memory that a run leaves behind, and what must not be in it: [`ram`], [`secret`], [`stage2`] |
@@ -21,8 +22,10 @@ mod boot;
 mod budget;
 mod console;
 mod cpio;
+mod debian;
 mod devicetree;
 mod elf;
+mod emulator;
 mod entries;
 mod follow;
 mod images;

@@ -5,6 +5,7 @@
 //! `RUSTC_BOOTSTRAP` allows in the environment of that one child process.
 
 use crate::devicetree::FDTPUT;
+use crate::emulator::Emulator;
 use crate::report::Environment;
 use crate::tree::Tree;
 use crate::ui::command_line;
@@ -171,8 +172,7 @@ impl Toolchain {
 
     /// Versions for the report.
     pub(crate) fn environment(&self) -> Environment {
-        let qemu = output_of(Command::new(crate::boot::QEMU).arg("--version"));
-        let qemu = qemu.and_then(|text| text.lines().next().map(str::to_owned));
+        let qemu = Emulator::default().version();
         Environment { rustc: self.version.clone(), qemu, ..Environment::default() }
     }
 
@@ -192,7 +192,7 @@ impl Toolchain {
 impl Need {
     fn is_there(self, route: Route) -> bool {
         match (self, route) {
-            (Self::Qemu, _) => output_of(Command::new(crate::boot::QEMU).arg("--version")).is_some(),
+            (Self::Qemu, _) => Emulator::default().version().is_some(),
             (Self::DeviceTree, _) => output_of(Command::new(FDTPUT).arg("--version")).is_some(),
             (Self::Build, Route::Rustup) => has_rustup_target(),
             (Self::Lint, Route::Rustup) => output_of(Command::new("cargo").args(["clippy", "-V"])).is_some(),

@@ -1,6 +1,7 @@
 //! What this CPU has, read from its identification registers.
 
-use super::registers::{ID_AA64ISAR2_EL1, ID_AA64MMFR3_EL1};
+use super::id_registers::hidden;
+use super::registers::{ID_AA64ISAR2_EL1, ID_AA64MMFR3_EL1, ID_AA64PFR2_EL1};
 use crate::exception::StateFeatures;
 use aarch64_cpu::registers::{
     ID_AA64DFR0_EL1, ID_AA64ISAR1_EL1, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1, ID_AA64PFR0_EL1,
@@ -48,6 +49,8 @@ pub struct Features {
     pub s1pie: bool,
     /// FEAT_S1POE.
     pub s1poe: bool,
+    /// The host must see identification registers with parts of them hidden.
+    pub hides_something: bool,
     /// Bits of the processor state.
     pub state: StateFeatures,
 }
@@ -62,6 +65,7 @@ impl Features {
     pub fn probe() -> Self {
         let pfr0 = ID_AA64PFR0_EL1.get();
         let pfr1 = ID_AA64PFR1_EL1.get();
+        let pfr2 = ID_AA64PFR2_EL1.get();
         let isar1 = ID_AA64ISAR1_EL1.get();
         let isar2 = ID_AA64ISAR2_EL1.get();
         let mmfr0 = ID_AA64MMFR0_EL1.get();
@@ -92,6 +96,12 @@ impl Features {
             sctlr2: field(mmfr3, 4) != 0,
             s1pie: field(mmfr3, 8) != 0,
             s1poe: field(mmfr3, 16) != 0,
+            hides_something: pfr0 & const { hidden(4, 0) } != 0
+                || pfr1 & const { hidden(4, 1) } != 0
+                || pfr2 & const { hidden(4, 2) } != 0
+                || isar1 & const { hidden(6, 1) } != 0
+                || isar2 & const { hidden(6, 2) } != 0
+                || mmfr3 & const { hidden(7, 3) } != 0,
             state: StateFeatures {
                 pan: field(mmfr1, 20) != 0,
                 ssbs: field(pfr1, 4) != 0,
@@ -112,10 +122,5 @@ impl Features {
             4 => 44,
             _ => 48,
         }
-    }
-
-    /// Whether the host must see identification registers with parts of them hidden.
-    pub fn hides_something(&self) -> bool {
-        self.sve || self.sme || self.mte
     }
 }

@@ -37,7 +37,7 @@ pub fn hcr(features: &Features) -> u64 {
         | hcr::RW
         | when(features.pauth, hcr::APK | hcr::API)
         | when(features.fwb, hcr::FWB)
-        | when(features.hides_something(), hcr::TID3)
+        | when(features.hides_something, hcr::TID3)
         | when(features.mte, hcr::TID5)
 }
 

@@ -1,27 +1,30 @@
-//! Identification registers as the host sees them: the CPU's, without the features that Deed hides from
-//! everybody because nobody switches their state (SVE, SME, MTE).
+//! Identification registers as the host sees them: the CPU's, without the features that Deed hides from everybody,
+//! because nobody switches their state or lets EL1 have their registers.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// Fields of ID_AA64PFR0_EL1 and ID_AA64PFR1_EL1, four bits each, by their lowest bit.
-const PFR0_SVE: u32 = 32;
-const PFR1_MTE: u32 = 8;
-const PFR1_SME: u32 = 24;
-const PFR1_MTE_FRAC: u32 = 40;
-const PFR1_MTEX: u32 = 52;
+/// What is hidden of a register in the space Op0=3, Op1=0, CRn=0, CRm 1 to 7 (Arm ARM, D24.2: fields have four bits).
+pub const fn hidden(crm: u64, op2: u64) -> u64 {
+    match (crm, op2) {
+        // ID_AA64PFR0_EL1: SVE.
+        (4, 0) => 0xf << 32,
+        // ID_AA64PFR1_EL1: MTE, SME, MTE_frac, GCS, THE, MTEX.
+        (4, 1) => 0xf << 8 | 0xf << 24 | 0xfff << 40 | 0xf << 52,
+        // ID_AA64PFR2_EL1 (more of MTE; FPMR, which needs HCRX_EL2.EnFPM), ID_AA64ZFR0_EL1 and ID_AA64SMFR0_EL1, which
+        // describe what is hidden, ID_AA64FPFR0_EL1 (what FPMR is for).
+        (4, 2 | 4 | 5 | 7) => u64::MAX,
+        // ID_AA64ISAR1_EL1: LS64.
+        (6, 1) => 0xf << 60,
+        // ID_AA64ISAR2_EL1: SYSREG_128, SYSINSTR_128. ID_AA64MMFR3_EL1: D128, D128_2.
+        (6, 2) | (7, 3) => 0xff << 32,
+        _ => 0,
+    }
+}
 
-/// What a register in the space Op0=3, Op1=0, CRn=0, CRm 1 to 7 reads as.
+/// What a register of that space reads as.
 pub fn value(crm: u64, op2: u64) -> u64 {
-    let real = read(crm, op2);
-    let hidden: &[u32] = match (crm, op2) {
-        (4, 0) => &[PFR0_SVE],
-        (4, 1) => &[PFR1_MTE, PFR1_SME, PFR1_MTE_FRAC, PFR1_MTEX],
-        // ID_AA64ZFR0_EL1 and ID_AA64SMFR0_EL1 describe what is hidden.
-        (4, 4 | 5) => return 0,
-        _ => &[],
-    };
-    hidden.iter().fold(real, |value, shift| value & !(0xf << shift))
+    read(crm, op2) & !hidden(crm, op2)
 }
 
 /// The registers of that space on the boot CPU, as it has them, hiding nothing.

@@ -92,6 +92,8 @@ system_registers! {
     ich_vmcr_el2 ICH_VMCR_EL2 "S3_4_C12_C11_7";
     /// Memory model features, fourth register.
     id_aa64mmfr3_el1 ID_AA64MMFR3_EL1 "S3_0_C0_C7_3";
+    /// Processor features, third register.
+    id_aa64pfr2_el1 ID_AA64PFR2_EL1 "S3_0_C0_C4_2";
     /// Instruction features, third register.
     id_aa64isar2_el1 ID_AA64ISAR2_EL1 "S3_0_C0_C6_2";
     /// Fault address of an abort at stage 2.

@@ -1,6 +1,7 @@
 //! `cargo xtask qemu`: boots one scenario and says whether it passed.
 
 use crate::boot::{self, Options};
+use crate::emulator::{Emulator, Which};
 use crate::images::Builder;
 use crate::linux::{self, Kernel};
 use crate::report::Report;
@@ -67,6 +68,9 @@ pub(crate) struct Args {
     /// Stop before the first instruction, wait for a debugger, and say how to attach one. No timeout.
     #[arg(long)]
     gdb: bool,
+    /// Which QEMU: the installed one, or the newest of Debian, fetched once.
+    #[arg(long, value_enum, default_value_t)]
+    qemu: Which,
     /// Print command lines.
     #[arg(long, short)]
     verbose: bool,
@@ -92,13 +96,16 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
             _ => &Need::BOOTS,
         };
         let toolchain = Toolchain::ensure(needs)?;
+        let emulator = Emulator::get(tree, args.qemu)?;
         report.env = toolchain.environment();
+        report.env.qemu = emulator.version();
         report.env.cpu = Some(machine.cpu.clone());
         report.env.smp = Some(machine.smp);
         report.env.memory = Some(machine.memory.clone());
 
         let builder = Builder::new(tree, &toolchain, args.release, args.verbose);
         let options = Options {
+            emulator,
             live: true,
             typed: is_shell,
             verbose: args.verbose,

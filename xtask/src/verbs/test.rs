@@ -2,6 +2,7 @@
 //! scenario and machine.
 
 use crate::boot::{self, Options, Outcome};
+use crate::emulator::{Emulator, Which};
 use crate::images::Builder;
 use crate::libtest::{Summary, result_line, under_shuttle};
 use crate::linux;
@@ -54,6 +55,9 @@ pub(crate) struct Args {
     /// Write the result as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Which QEMU boots: the installed one, or the newest of Debian, fetched once.
+    #[arg(long, value_enum, default_value_t)]
+    qemu: Which,
     /// Print command lines, and consoles while they are written.
     #[arg(long, short)]
     verbose: bool,
@@ -84,8 +88,10 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
         }
         if !args.unit && !args.threads {
             let toolchain = Toolchain::ensure(&Need::BOOTS)?;
+            let emulator = Emulator::get(tree, args.qemu)?;
             report.env = toolchain.environment();
-            counts.push(("emulator", emulator(tree, args, &toolchain, &mut steps)?));
+            report.env.qemu = emulator.version();
+            counts.push(("emulator", boots(tree, args, &toolchain, &emulator, &mut steps)?));
         } else {
             report.env.rustc = Toolchain::version_of_build_machine();
         }
@@ -160,7 +166,13 @@ pub(super) fn leave_out_missing_hosts(tree: &Tree, boots: &mut Vec<Boot>) {
 }
 
 /// Boots every scenario on every machine that it asks for.
-fn emulator(tree: &Tree, args: &Args, toolchain: &Toolchain, steps: &mut Vec<Check>) -> Result<Count> {
+fn boots(
+    tree: &Tree,
+    args: &Args,
+    toolchain: &Toolchain,
+    emulator: &Emulator,
+    steps: &mut Vec<Check>,
+) -> Result<Count> {
     let mut boots = Vec::new();
     for name in Scenario::names(tree)? {
         let scenario = Scenario::load(tree, &name)?;
@@ -178,7 +190,7 @@ fn emulator(tree: &Tree, args: &Args, toolchain: &Toolchain, steps: &mut Vec<Che
         None => thread::available_parallelism().map_or(1, usize::from),
     };
     println!("\nrunning {} boots, {jobs} at a time where one CPU of this machine does for each", boots.len());
-    let run = |boot: &&Boot| (boot.label.clone(), boot.run(tree, &builder, args));
+    let run = |boot: &&Boot| (boot.label.clone(), boot.run(tree, emulator, &builder, args));
     let (busy, small): (Vec<_>, Vec<_>) = boots.iter().partition(|boot| boot.scenario.is_busy());
     let mut outcomes = at_a_time(jobs, &small, run);
     outcomes.extend(busy.iter().map(run));
@@ -228,9 +240,10 @@ pub(super) struct Boot {
 
 impl Boot {
     /// Boots, and prints what it showed.
-    fn run(&self, tree: &Tree, builder: &Builder<'_>, args: &Args) -> Outcome {
+    fn run(&self, tree: &Tree, emulator: &Emulator, builder: &Builder<'_>, args: &Args) -> Outcome {
         let Self { label, scenario, by_hand, oracle } = self;
         let options = Options {
+            emulator: emulator.clone(),
             live: args.verbose,
             verbose: args.verbose,
             oracle: *oracle,
