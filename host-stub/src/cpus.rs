@@ -85,8 +85,10 @@ pub fn call_for_work(machine: &dyn Machine, wanted: usize) {
 /// Waits until the CPUs that work have gone. ETIMEDOUT if one does not.
 pub fn wait_for_workers(machine: &dyn Machine) -> Result<(), Errno> {
     for (index, cpu) in machine.secondaries().iter().enumerate() {
-        if cpu.progress().state == State::Working {
-            wait(machine, || cpu.progress().state != State::Working && machine.is_off(index))?;
+        let state = || cpu.progress().state;
+        // One that has gone may still be on its way.
+        if matches!(state(), State::Working | State::Off) {
+            wait(machine, || state() != State::Working && machine.is_off(index))?;
         }
     }
     Ok(())

@@ -7,10 +7,10 @@
 //! is all that several CPUs need: one at a time is in the kernel, and what a CPU does outside of it, which is to run a
 //! thread or a vCPU, or to rest, touches nothing of the kernel's.
 
+use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 
-use abi::Exit;
 use abi::host::{CALL_WORDS, HostResult, RESULT_WORDS};
 
 use crate::errno::Errno;
@@ -18,7 +18,7 @@ use crate::fs::{Archive, File};
 use crate::gmem::View;
 use crate::host::Host;
 use crate::kvm::memory::Caller;
-use crate::kvm::run::Step;
+use crate::kvm::run::{Entry, Step};
 use crate::kvm::{self, Vm};
 use crate::machine::Machine;
 use crate::mm::space::Unmapped;
@@ -53,12 +53,9 @@ pub struct Kernel<'m> {
 
 /// What a CPU does outside the kernel.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one lives at a time, on the CPU's stack")]
 pub enum Job {
-    /// Run a thread until its next exception.
+    /// Run the thread whose registers the CPU was given, until its next exception.
     Run {
-        /// Its registers.
-        context: UserContext,
         /// Its tables.
         root: Pfn,
         /// Their name in the TLB.
@@ -74,12 +71,11 @@ pub enum Job {
 
 /// What a job has led to.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "as for a job")]
 pub enum Done {
     /// The CPU had none.
     Nothing,
-    /// An exception, with the thread's registers.
-    Run(UserContext),
+    /// An exception, which the registers tell.
+    Run,
     /// An answer.
     Call([u64; RESULT_WORDS]),
     /// An interrupt, which was taken.
@@ -101,13 +97,14 @@ pub enum After {
 
 /// What a CPU does from the first job to the last. `next` is [`Kernel::next`], with the kernel for this CPU alone
 /// meanwhile.
-pub fn work(machine: &dyn Machine, mut next: impl FnMut(Done) -> Job) {
+pub fn work(machine: &dyn Machine, mut next: impl FnMut(Done, &mut UserContext) -> Job) {
+    let mut context = UserContext::default();
     let mut done = Done::Nothing;
     loop {
-        done = match next(done) {
-            Job::Run { mut context, root, asid } => {
+        done = match next(done, &mut context) {
+            Job::Run { root, asid } => {
                 machine.run_user(&mut context, root, asid);
-                Done::Run(context)
+                Done::Run
             }
             Job::Call(words) => Done::Call(machine.call_words(&words)),
             Job::Rest => {
@@ -134,67 +131,76 @@ impl<'m> Kernel<'m> {
         let file = entry.ok_or(Errno::ENOENT)?.data;
         let mut process = Process::load(&mut host, INIT, file, arguments)?;
         let mut threads = Threads::default();
-        // No CPU rests yet.
-        let _ = threads.make_ready(core::mem::take(&mut process.thread));
+        threads.make_ready(core::mem::take(&mut process.thread));
         Ok(Self { host, ramdisk, process, threads, cpu: 0, ended: None })
     }
 
-    /// Serves what has come of a CPU's last job, and finds it the next one. CPU 0, which is the boot CPU, leaves as the
-    /// last.
-    pub fn next(&mut self, cpu: usize, done: Done) -> Job {
+    /// Serves what has come of a CPU's last job, and finds it the next one. `context` is the CPU's own: the registers of
+    /// the thread that it runs. CPU 0, which is the boot CPU, leaves as the last.
+    pub fn next(&mut self, cpu: usize, done: Done, context: &mut UserContext) -> Job {
         self.cpu = cpu;
-        let interrupt = self.is_interrupt(&done);
-        let woken = self.threads.wake_due(self.host.machine.now(), interrupt);
-        woken.into_iter().for_each(|thread| self.make_ready(thread));
-        let mut goes_on = false;
-        if let Some(thread) = self.threads.take_from(cpu) {
-            self.process.thread = thread;
-            if self.ended.is_none() {
-                let after = self.serve(done).unwrap_or_else(|ended| self.end(ended));
-                // An interrupt may have been the end of its turn.
-                let after = if interrupt && after == After::GoOn { After::Yield } else { after };
-                goes_on = self.put_away(after);
-            }
+        self.wake_due();
+        let had_one = self.threads.swap_back(cpu, &mut self.process.thread);
+        let mut goes_on = had_one;
+        if had_one && self.ended.is_none() {
+            let after = self.serve(done, context).unwrap_or_else(|ended| self.end(ended));
+            goes_on = self.put_away(after);
         }
         if self.ended.is_none() {
-            match self.job(goes_on) {
-                Ok(Some(job)) => return job,
+            match self.job(goes_on, context) {
+                Ok(Some(job)) => {
+                    self.call_others();
+                    return job;
+                }
                 Ok(None) => (),
                 Err(ended) => {
                     self.end(ended);
                 }
             }
         }
-        if self.ended.is_some() && (cpu != 0 || !self.threads.is_one_running()) {
-            return Job::Leave;
+        if self.ended.is_some() {
+            let thread = core::mem::take(&mut self.process.thread);
+            self.forget(thread);
+            if cpu != 0 || !self.threads.is_one_running() {
+                return Job::Leave;
+            }
         }
         self.threads.rests(cpu);
         Job::Rest
     }
 
-    /// A thread waits for a CPU.
-    pub fn make_ready(&mut self, thread: Thread) {
-        if let Some(cpu) = self.threads.make_ready(thread)
-            && cpu != self.cpu
-        {
+    /// Wakes the threads whose time has come.
+    fn wake_due(&mut self) {
+        if self.threads.is_one_waiting() {
+            let woken = self.threads.wake_due(self.host.machine.now());
+            woken.into_iter().for_each(|thread| self.threads.make_ready(thread));
+        }
+    }
+
+    /// Calls CPUs that rest, if there are threads for them.
+    fn call_others(&mut self) {
+        for _ in 0..self.threads.ready() {
+            let Some(cpu) = self.threads.take_resting() else { return };
             self.host.machine.kick(cpu);
         }
     }
 
-    fn is_interrupt(&self, done: &Done) -> bool {
-        match done {
-            Done::Nothing => false,
-            Done::Run(context) => Trap::of(context) == Trap::Interrupt,
-            Done::Call(words) => HostResult::from_words(words)
-                .is_some_and(|result| matches!(Exit::from_words(result.values), Some(Exit::Interrupted))),
-            Done::Rest => true,
+    /// A thread is no more.
+    fn forget(&mut self, mut thread: Box<Thread>) {
+        if let Some(entry) = thread.entry.take() {
+            let vm = entry.vm().clone();
+            drop(entry);
+            release_vm(&mut self.host, vm);
         }
     }
 
     /// The program ends: no thread goes on.
     fn end(&mut self, ended: Ended) -> After {
         self.ended = Some(ended);
-        for cpu in self.threads.end_all() {
+        for thread in self.threads.take_idle() {
+            self.forget(thread);
+        }
+        for cpu in self.threads.cpus_with_one() {
             self.host.machine.kick(cpu);
         }
         After::Exit
@@ -204,23 +210,30 @@ impl<'m> Kernel<'m> {
     fn put_away(&mut self, after: After) -> bool {
         let goes_on = match after {
             After::GoOn => true,
-            After::Yield => !self.threads.is_one_ready(),
+            After::Yield => self.threads.ready() == 0,
             After::Wait(_) | After::Exit => false,
         };
         if !goes_on {
             let mut thread = core::mem::take(&mut self.process.thread);
             self.host.machine.save_fp(&mut thread.fp);
             match after {
+                After::Exit => self.forget(thread),
+                // It was sent while the thread was on its way here.
+                After::Wait(wait) if thread.mask.is_pending() => {
+                    if let Some(result) = wait.when_interrupted() {
+                        thread.set_result(result);
+                    }
+                    self.threads.make_ready(thread);
+                }
                 After::Wait(wait) => self.threads.wait(thread, wait),
-                After::Exit => (),
-                After::GoOn | After::Yield => self.make_ready(thread),
+                After::GoOn | After::Yield => self.threads.make_ready(thread),
             }
         }
         goes_on
     }
 
     /// The job of the thread that goes on, or else of the next one; `None` if there is none.
-    fn job(&mut self, goes_on: bool) -> Result<Option<Job>, Ended> {
+    fn job(&mut self, goes_on: bool, context: &mut UserContext) -> Result<Option<Job>, Ended> {
         if !goes_on {
             let Some(thread) = self.threads.take_next() else { return Ok(None) };
             self.host.machine.restore_fp(&thread.fp);
@@ -229,27 +242,28 @@ impl<'m> Kernel<'m> {
         let thread = &mut self.process.thread;
         if thread.mask.is_pending() {
             if let Some(entry) = thread.entry.take() {
-                let result = entry.interrupted(&self.host);
-                thread.set_result(result);
+                let vm = entry.vm().clone();
+                thread.set_result(entry.interrupted(&self.host));
+                release_vm(&mut self.host, vm);
             }
             self.process.deliver_sent(&mut self.host)?;
         }
-        let thread = core::mem::take(&mut self.process.thread);
-        let job = match &thread.entry {
+        let job = match &self.process.thread.entry {
             Some(entry) => Job::Call(entry.call().encode()),
             None => {
                 let (root, asid) = self.process.space.root();
-                Job::Run { context: thread.context, root, asid }
+                *context = self.process.thread.context;
+                Job::Run { root, asid }
             }
         };
-        self.threads.put_on(self.cpu, thread);
+        self.threads.put_on(self.cpu, &mut self.process.thread);
         Ok(Some(job))
     }
 
-    fn serve(&mut self, done: Done) -> Result<After, Ended> {
+    fn serve(&mut self, done: Done, context: &UserContext) -> Result<After, Ended> {
         match done {
-            Done::Run(context) => {
-                self.process.thread.context = context;
+            Done::Run => {
+                self.process.thread.context = *context;
                 self.serve_trap()
             }
             Done::Call(words) => Ok(self.serve_exit(HostResult::from_words(&words))),
@@ -259,22 +273,37 @@ impl<'m> Kernel<'m> {
 
     fn serve_exit(&mut self, result: Option<HostResult>) -> After {
         let Some(entry) = self.process.thread.entry.take() else { return After::GoOn };
-        let (entry, after) = match entry.end(&mut self.host, &mut self.process, result) {
-            Step::Enter(entry) => (entry, After::GoOn),
-            Step::Wait(entry) => (entry, After::Wait(Wait::Interrupt)),
+        // The program may have let go of all else that holds it.
+        let vm = entry.vm().clone();
+        let after = match entry.end(&mut self.host, &mut self.process, result) {
+            Step::Enter(entry) => {
+                self.process.thread.entry = Some(entry);
+                After::GoOn
+            }
+            Step::Yield(entry) => {
+                self.process.thread.entry = Some(entry);
+                After::Yield
+            }
+            Step::Wait(entry) => self.try_later(entry),
             // KVM waits until the vCPU is on. With one thread nobody could turn it on then.
-            Step::Off(entry) if !self.process.is_single_threaded() => (entry, After::Wait(Wait::Interrupt)),
-            Step::Off(_) => {
+            Step::Off(entry) if !self.process.is_single_threaded() => self.try_later(entry),
+            Step::Off(entry) => {
+                drop(entry);
                 self.process.thread.set_result(Err(Errno::EAGAIN));
-                return After::GoOn;
+                After::GoOn
             }
             Step::Return(result) => {
                 self.process.thread.set_result(result);
-                return After::GoOn;
+                After::GoOn
             }
         };
-        self.process.thread.entry = Some(entry);
+        release_vm(&mut self.host, vm);
         after
+    }
+
+    fn try_later(&mut self, entry: Entry) -> After {
+        self.process.thread.entry = Some(entry);
+        After::Wait(Wait::a_tick(self.host.machine.now()))
     }
 
     fn serve_trap(&mut self) -> Result<After, Ended> {
@@ -283,7 +312,8 @@ impl<'m> Kernel<'m> {
             Trap::SystemCall => return syscall::dispatch(self),
             Trap::Interrupt => {
                 self.host.machine.take_interrupts();
-                return Ok(After::GoOn);
+                // It may have been the end of its turn.
+                return Ok(After::Yield);
             }
             Trap::Fault { address, access } => {
                 match self.process.space.fault_in(&mut self.host, address, access) {
@@ -318,8 +348,6 @@ impl<'m> Kernel<'m> {
 
     /// Lets go of everything that the program had; returns how it ended, and `None` if it has not.
     pub fn clean_up(mut self) -> (Option<Ended>, Host<'m>) {
-        // What it had begun to do holds a VM.
-        self.process.thread = Thread::default();
         let vms = held_vms(&self.process);
         let (mut files, space, trampoline) = self.process.into_parts();
         for file in files.take_all() {

@@ -130,7 +130,7 @@ impl<'m> World<'m> {
         loop {
             let result = self.host.machine.call(entry.call());
             entry = match entry.end(&mut self.host, &mut self.caller, result) {
-                Step::Enter(entry) => entry,
+                Step::Enter(entry) | Step::Yield(entry) => entry,
                 Step::Wait(entry) => {
                     self.host.machine.idle();
                     entry

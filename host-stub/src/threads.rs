@@ -1,8 +1,11 @@
 //! Who runs: the threads that wait for a CPU, those that wait for something else, and those that are out on a CPU.
 //!
-//! A thread is in one of these places, or is the one that is served ([`crate::process::Process::thread`]). Ready
-//! threads run in turn.
+//! A thread is in one of these places, or is the one that is served ([`crate::process::Process::thread`]); from one to the
+//! other it goes in its box. Ready threads run in turn.
 
+#![expect(clippy::vec_box, reason = "a thread stays where it is while it goes from list to list")]
+
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
@@ -10,10 +13,13 @@ use crate::errno::Errno;
 use crate::process::thread::Thread;
 use crate::secondary::MAX_CPUS;
 
-/// What a thread waits for.
+/// Nanoseconds after which what could not be done is tried again: those between two ticks.
+const TICK: u64 = 10_000_000;
+
+/// What a thread waits for. Times are those of [`crate::machine::Machine::now`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// `FUTEX_WAKE` of this address, until a time of [`crate::machine::Machine::now`].
+    /// `FUTEX_WAKE` of this address.
     Futex {
         /// Its address.
         address: u64,
@@ -22,36 +28,63 @@ pub enum Wait {
     },
     /// A time.
     Time(u64),
-    /// The next interrupt of any CPU: then what could not be done is tried again.
-    Interrupt,
+    /// A time at which what could not be done is tried again.
+    Again(u64),
+}
+
+impl Wait {
+    /// Tries again after a tick.
+    pub fn a_tick(now: u64) -> Self {
+        Self::Again(now.saturating_add(TICK))
+    }
+
+    /// What the system call returns if a signal ends the wait; `None`: it is made again, or has not ended.
+    pub fn when_interrupted(&self) -> Option<Result<u64, Errno>> {
+        (!matches!(self, Self::Again(_))).then_some(Err(Errno::EINTR))
+    }
+}
+
+/// A CPU, and the thread that it runs.
+#[derive(Debug, Default)]
+struct Place {
+    is_taken: bool,
+    thread: Box<Thread>,
 }
 
 /// The threads of the program but the one that is served.
 #[derive(Debug, Default)]
 pub struct Threads {
-    /// By CPU. On the heap, as all of them: a kernel that is made is moved, and its stack is small.
-    running: Vec<Option<Thread>>,
-    ready: VecDeque<Thread>,
-    waiting: Vec<(Thread, Wait)>,
+    /// By CPU.
+    running: Vec<Place>,
+    ready: VecDeque<Box<Thread>>,
+    waiting: Vec<(Box<Thread>, Wait)>,
     /// CPUs that have nothing to do.
     resting: u64,
 }
 
 impl Threads {
-    /// Whether one waits for a CPU.
-    pub fn is_one_ready(&self) -> bool {
-        !self.ready.is_empty()
+    /// Whether one waits for something else.
+    pub fn is_one_waiting(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     /// Whether a CPU has one.
     pub fn is_one_running(&self) -> bool {
-        self.running.iter().any(Option::is_some)
+        self.running.iter().any(|place| place.is_taken)
     }
 
-    /// Waits for a CPU. Returns a CPU that has nothing to do, which is to be told.
-    #[must_use]
-    pub fn make_ready(&mut self, thread: Thread) -> Option<usize> {
+    /// Waits for a CPU.
+    pub fn make_ready(&mut self, thread: Box<Thread>) {
         self.ready.push_back(thread);
+    }
+
+    /// How many wait for a CPU.
+    pub fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// A CPU that rests, and is to be called.
+    pub fn take_resting(&mut self) -> Option<usize> {
         let cpu = self.resting.trailing_zeros() as usize;
         (cpu < MAX_CPUS).then(|| {
             self.resting &= !(1 << cpu);
@@ -60,29 +93,37 @@ impl Threads {
     }
 
     /// The thread that has waited longest for a CPU.
-    pub fn take_next(&mut self) -> Option<Thread> {
+    pub fn take_next(&mut self) -> Option<Box<Thread>> {
         self.ready.pop_front()
     }
 
     /// Waits for something.
-    pub fn wait(&mut self, thread: Thread, wait: Wait) {
+    pub fn wait(&mut self, thread: Box<Thread>, wait: Wait) {
         self.waiting.push((thread, wait));
     }
 
-    /// Goes out on a CPU.
-    pub fn put_on(&mut self, cpu: usize, thread: Thread) {
+    /// Goes out on a CPU; what is left in its place means nothing.
+    pub fn put_on(&mut self, cpu: usize, thread: &mut Box<Thread>) {
         if self.running.len() <= cpu {
-            self.running.resize_with(cpu.saturating_add(1), || None);
+            self.running.resize_with(cpu.saturating_add(1), Place::default);
         }
         if let Some(place) = self.running.get_mut(cpu) {
-            *place = Some(thread);
+            core::mem::swap(&mut place.thread, thread);
+            place.is_taken = true;
         }
     }
 
-    /// Comes back from a CPU, which is not resting any more.
-    pub fn take_from(&mut self, cpu: usize) -> Option<Thread> {
+    /// Comes back from a CPU, which is not resting any more. Returns whether the CPU had one.
+    pub fn swap_back(&mut self, cpu: usize, thread: &mut Box<Thread>) -> bool {
         self.resting &= !(1 << cpu);
-        self.running.get_mut(cpu)?.take()
+        match self.running.get_mut(cpu) {
+            Some(place) if place.is_taken => {
+                core::mem::swap(&mut place.thread, thread);
+                place.is_taken = false;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// A CPU has nothing to do.
@@ -90,29 +131,28 @@ impl Threads {
         self.resting |= 1 << cpu;
     }
 
-    /// Wakes the threads whose time has come, and, after an interrupt, those that wait for one.
-    pub fn wake_due(&mut self, now: u64, interrupt: bool) -> Vec<Thread> {
+    /// Wakes the threads whose time has come.
+    pub fn wake_due(&mut self, now: u64) -> Vec<Box<Thread>> {
         self.wake(usize::MAX, |_, wait| match wait {
             Wait::Futex { deadline, .. } => {
                 deadline.is_some_and(|end| end <= now).then_some(Some(Err(Errno::ETIMEDOUT)))
             }
             Wait::Time(end) => (end <= now).then_some(Some(Ok(0))),
-            Wait::Interrupt => interrupt.then_some(None),
+            Wait::Again(end) => (end <= now).then_some(None),
         })
     }
 
     /// Wakes as many threads that wait for this address.
-    pub fn wake_futex(&mut self, futex: u64, most: usize) -> Vec<Thread> {
+    pub fn wake_futex(&mut self, futex: u64, most: usize) -> Vec<Box<Thread>> {
         self.wake(most, |_, wait| {
             matches!(wait, Wait::Futex { address, .. } if address == futex).then_some(Some(Ok(0)))
         })
     }
 
     /// Wakes a thread that waits, because of a signal.
-    pub fn interrupt(&mut self, id: u64) -> Vec<Thread> {
+    pub fn interrupt(&mut self, id: u64) -> Vec<Box<Thread>> {
         self.wake(1, |thread, wait| {
-            let result = if wait == Wait::Interrupt { None } else { Some(Err(Errno::EINTR)) };
-            (thread.id == id && thread.mask.is_pending()).then_some(result)
+            (thread.id == id && thread.mask.is_pending()).then(|| wait.when_interrupted())
         })
     }
 
@@ -122,7 +162,7 @@ impl Threads {
         &mut self,
         most: usize,
         result: impl Fn(&Thread, Wait) -> Option<Option<Result<u64, Errno>>>,
-    ) -> Vec<Thread> {
+    ) -> Vec<Box<Thread>> {
         let mut woken = Vec::new();
         let mut at = 0;
         while let Some((thread, wait)) = self.waiting.get(at) {
@@ -142,16 +182,20 @@ impl Threads {
 
     /// Finds a thread, and the CPU that it is on.
     pub fn find(&mut self, id: u64) -> Option<(&mut Thread, Option<usize>)> {
-        let running = self.running.iter_mut().enumerate();
-        let running = running.filter_map(|(cpu, thread)| Some((thread.as_mut()?, Some(cpu))));
-        let others = self.ready.iter_mut().chain(self.waiting.iter_mut().map(|(thread, _)| thread));
-        running.chain(others.map(|thread| (thread, None))).find(|(thread, _)| thread.id == id)
+        let running = self.running.iter_mut().enumerate().filter(|(_, place)| place.is_taken);
+        let running = running.map(|(cpu, place)| (&mut *place.thread, Some(cpu)));
+        let waiting = self.waiting.iter_mut().map(|(thread, _)| thread);
+        let others = self.ready.iter_mut().chain(waiting).map(|thread| (&mut **thread, None));
+        running.chain(others).find(|(thread, _)| thread.id == id)
     }
 
-    /// Forgets all that no CPU has; returns the CPUs that have one.
-    pub fn end_all(&mut self) -> impl Iterator<Item = usize> {
-        self.ready.clear();
-        self.waiting.clear();
-        self.running.iter().enumerate().filter_map(|(cpu, thread)| thread.is_some().then_some(cpu))
+    /// Takes out all that no CPU has.
+    pub fn take_idle(&mut self) -> Vec<Box<Thread>> {
+        self.ready.drain(..).chain(self.waiting.drain(..).map(|(thread, _)| thread)).collect()
+    }
+
+    /// The CPUs that have one.
+    pub fn cpus_with_one(&self) -> impl Iterator<Item = usize> {
+        self.running.iter().enumerate().filter_map(|(cpu, place)| place.is_taken.then_some(cpu))
     }
 }

@@ -229,7 +229,7 @@ impl<'m> Stage<'m> {
         loop {
             let result = self.host.machine.call(entry.call());
             entry = match entry.end(&mut self.host, &mut self.programs, result) {
-                Step::Enter(entry) | Step::Wait(entry) => entry,
+                Step::Enter(entry) | Step::Yield(entry) | Step::Wait(entry) => entry,
                 Step::Off(_) => return Err(Errno::EAGAIN),
                 Step::Return(result) => return result,
             };

@@ -32,7 +32,7 @@ static HEAP: Heap = Heap { bytes: UnsafeCell::new([0; HEAP_SIZE]), used: AtomicU
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let start = |used: usize| used.next_multiple_of(layout.align());
-        let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+        let taken = self.used.fetch_update(Ordering::Acquire, Ordering::Acquire, |used| {
             start(used).checked_add(layout.size()).filter(|end| *end <= HEAP_SIZE && layout.align() <= 16)
         });
         match taken {
@@ -45,7 +45,8 @@ unsafe impl GlobalAlloc for Heap {
         let start = block as usize - self.bytes.get() as usize;
         // Otherwise it is not the last one, and stays.
         let _ =
-            self.used.compare_exchange(start + layout.size(), start, Ordering::Relaxed, Ordering::Relaxed);
+            // What was stored there comes before what the next owner stores.
+            self.used.compare_exchange(start + layout.size(), start, Ordering::Release, Ordering::Relaxed);
     }
 }
 

@@ -87,7 +87,7 @@ fn run(platform: &Platform<'static>, frames: Frames) -> Result<(), &'static str>
         "the first program cannot be started"
     })?;
     log::info!("running {path}");
-    let (ended, host) = smp::run(kernel);
+    let (ended, host) = smp::run(kernel)?;
     match ended {
         Some(Ended::Exit(code)) => log::info!("{path} exited with code {code}"),
         Some(Ended::Killed(signal)) => {

@@ -182,6 +182,9 @@ impl Machine for Hardware {
     }
 
     fn save_fp(&self, state: &mut FpState) {
+        // SAFETY: a barrier changes no value. Cache maintenance that a thread has begun here must be complete before it
+        // goes on elsewhere: its own barrier there would not wait for it.
+        unsafe { asm!("dsb ish", options(nostack)) };
         // SAFETY: writes 528 bytes, the size of the structure, which is 16-byte aligned.
         unsafe { save_fp(state) };
     }

@@ -6,6 +6,7 @@
 
 use core::arch::{asm, global_asm};
 use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use aarch64_cpu::registers::{CNTKCTL_EL1, CPACR_EL1, TTBR0_EL1, Writeable};
 
@@ -205,8 +206,18 @@ pub fn protect(image: u64) {
 pub fn enter(image: u64) {
     CPACR_EL1.write(CPACR_EL1::FPEN::TrapNothing);
     CNTKCTL_EL1.write(CNTKCTL_EL1::EL0VCTEN::SET + CNTKCTL_EL1::EL0PCTEN::SET);
-    TTBR0_EL1.set(image.wrapping_add(offset_of((&raw const no_program_l0).cast())));
+    NO_PROGRAM.store(image.wrapping_add(offset_of((&raw const no_program_l0).cast())), Ordering::Relaxed);
+    leave_program();
     // SAFETY: what the kernel uses stays mapped to the same frames with the rights that it needs; stale
     // entries, which grant more, are dropped.
     unsafe { asm!("isb", "tlbi vmalle1", "dsb nsh", "isb", options(nostack)) };
+}
+
+/// Physical address of tables that map nothing.
+static NO_PROGRAM: AtomicU64 = AtomicU64::new(0);
+
+/// Leaves a program's tables, which are freed next: this CPU's walker does not come there any more.
+pub fn leave_program() {
+    TTBR0_EL1.set(NO_PROGRAM.load(Ordering::Relaxed));
+    aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
 }

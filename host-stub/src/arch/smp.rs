@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use spin::{Mutex, MutexGuard, Once};
 
 use super::hardware::Hardware;
-use super::{gic, timer};
+use super::{gic, paging, timer};
 use crate::cpus;
 use crate::host::Host;
 use crate::kernel::{Job, Kernel, work};
@@ -69,32 +69,30 @@ pub fn start_controller(gic: Gic) -> bool {
 }
 
 /// Runs the program to its end, on this CPU and those that are called, which are off again then. Cleans up after it.
-pub fn run(kernel: Kernel<'static>) -> (Option<Ended>, Host<'static>) {
+pub fn run(kernel: Kernel<'static>) -> Result<(Option<Ended>, Host<'static>), &'static str> {
     *KERNEL.lock() = Some(Shared(kernel));
     work_as(0);
-    if cpus::wait_for_workers(&Hardware).is_err() {
-        log::error!("a CPU does not leave");
-    }
-    match KERNEL.lock().take() {
-        Some(Shared(kernel)) => kernel.clean_up(),
-        None => unreachable!("the kernel was put there"),
-    }
+    // One that does not leave may be in the kernel, or use what would be freed.
+    cpus::wait_for_workers(&Hardware).map_err(|_| "a CPU does not leave")?;
+    let Shared(kernel) = KERNEL.lock().take().ok_or("the kernel is gone")?;
+    Ok(kernel.clean_up())
 }
 
 /// Works as CPU `number` until the program has ended.
 pub fn work_as(number: usize) {
     let own = 1 << number;
-    work(&Hardware, |done| {
+    work(&Hardware, |done, context| {
         inside(own, |kernel| {
             WORKING.fetch_or(own, Ordering::Relaxed);
             match kernel {
-                Some(Shared(kernel)) => kernel.next(number, done),
+                Some(Shared(kernel)) => kernel.next(number, done, context),
                 None => Job::Leave,
             }
         })
     });
     // Whoever asks is in the kernel: nobody does between this and the last answer.
     inside(own, |_| WORKING.fetch_and(!own, Ordering::Relaxed));
+    paging::leave_program();
 }
 
 /// Does something in the kernel, and calls one of those that wait for it.
@@ -116,15 +114,16 @@ fn inside<T>(own: u64, f: impl FnOnce(&mut Option<Shared>) -> T) -> T {
 
 /// Waits for the kernel, and does meanwhile what the CPU in it asks for.
 fn enter(own: u64) -> MutexGuard<'static, Option<Shared>> {
-    for _ in 0..TRIES {
-        answer(own);
-        if let Some(kernel) = KERNEL.try_lock() {
-            return kernel;
-        }
-        Hardware.relax();
-    }
-    WAITING.fetch_or(own, Ordering::Relaxed);
     loop {
+        for _ in 0..TRIES {
+            answer(own);
+            if let Some(kernel) = KERNEL.try_lock() {
+                WAITING.fetch_and(!own, Ordering::Relaxed);
+                return kernel;
+            }
+            Hardware.relax();
+        }
+        WAITING.fetch_or(own, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         answer(own);
         if let Some(kernel) = KERNEL.try_lock() {

@@ -4,6 +4,7 @@
 //! The call itself is made by whoever holds the entry, so that the kernel can serve others meanwhile. Most exits are
 //! served here and the vCPU goes on; the rest become exits of KVM.
 
+use alloc::rc::Rc;
 use core::ops::Range;
 
 use abi::host::{HostResult, register};
@@ -31,6 +32,8 @@ pub struct Entry {
 pub enum Step {
     /// Another one.
     Enter(Entry),
+    /// Another one, after an interrupt: others may have their turn.
+    Yield(Entry),
     /// Another one, when something has happened: the guest waits.
     Wait(Entry),
     /// The vCPU is off: EAGAIN, or another entry when something has happened.
@@ -50,6 +53,8 @@ impl Drop for Entry {
 enum Next {
     /// Run on, with these values.
     Again([u64; 4]),
+    /// Run on after an interrupt.
+    Yield,
     /// Run on when something has happened.
     Wait,
     /// The vCPU is off.
@@ -70,12 +75,17 @@ pub fn begin(host: &mut Host, caller: &mut dyn Caller, vcpu: &VcpuRef) -> Result
     if page(host, vcpu).immediate_exit()? {
         return Err(Errno::EINTR);
     }
-    start(host, vcpu)?;
+    start(host, caller, vcpu)?;
     vcpu.with(|vcpu| vcpu.in_use.set(true))?;
     Ok(Entry { vcpu: vcpu.clone(), values })
 }
 
 impl Entry {
+    /// The VM.
+    pub fn vm(&self) -> &Rc<super::Vm> {
+        self.vcpu.vm()
+    }
+
     /// The call that enters.
     pub fn call(&self) -> HostCall {
         HostCall::VcpuRun { vm: self.vcpu.vm().handle(), vcpu: self.vcpu.id(), values: self.values }
@@ -87,6 +97,10 @@ impl Entry {
             Ok(Next::Again(values)) => {
                 self.values = values;
                 Step::Enter(self)
+            }
+            Ok(Next::Yield) => {
+                self.values = [0; 4];
+                Step::Yield(self)
             }
             Ok(Next::Wait) => {
                 self.values = [0; 4];
@@ -122,6 +136,10 @@ impl Entry {
                 return Ok(Next::Again(self.values));
             }
             Err(abi::Error::Again) => return Ok(Next::Off),
+            // Another vCPU has turned the guest off: as in KVM, this one never goes on.
+            Err(abi::Error::Permission) if self.vcpu.vm().ended.get() && !caller.is_single_threaded() => {
+                return Ok(Next::Off);
+            }
             Err(error) => return Err(error.into()),
         }
         self.vcpu.with(|vcpu| vcpu.pending.set(Pending::None))?;
@@ -138,6 +156,7 @@ fn page<'m>(host: &Host<'m>, vcpu: &VcpuRef) -> RunPage<'m> {
 fn complete_pending(host: &mut Host, caller: &mut dyn Caller, vcpu: &VcpuRef) -> Result<[u64; 4], Errno> {
     match vcpu.with(|vcpu| vcpu.pending.get())? {
         Pending::None => Ok([0; 4]),
+        Pending::Answer(values) => Ok(values),
         Pending::Load { size } => Ok([page(host, vcpu).mmio_value(size)?, 0, 0, 0]),
         Pending::Unshare { ipa, pages } => {
             serve_unshare(host, caller, vcpu, ipa, pages)?;
@@ -149,7 +168,7 @@ fn complete_pending(host: &mut Host, caller: &mut dyn Caller, vcpu: &VcpuRef) ->
 
 /// Before a VM's first run, tells EL2 which vCPU boots, and where: for a protected VM that is vCPU 0 with the
 /// entry that it was given; for another, whichever runs first, with the registers that it has.
-fn start(host: &mut Host, vcpu: &VcpuRef) -> Result<(), Errno> {
+fn start(host: &mut Host, caller: &dyn Caller, vcpu: &VcpuRef) -> Result<(), Errno> {
     let vm = vcpu.vm();
     if vm.started.get() {
         return Ok(());
@@ -157,7 +176,8 @@ fn start(host: &mut Host, vcpu: &VcpuRef) -> Result<(), Errno> {
     let (handle, id) = (vm.handle(), vcpu.id());
     let Boot { pc, x0 } = if vm.is_protected() {
         if id != 0 {
-            return Err(Errno::EAGAIN);
+            // It is off until vCPU 0 turns it on, which another thread may run.
+            return if caller.is_single_threaded() { Err(Errno::EAGAIN) } else { Ok(()) };
         }
         vcpu.with(|vcpu| vcpu.boot.get())?
     } else {
@@ -177,7 +197,7 @@ fn serve(host: &mut Host, caller: &mut dyn Caller, vcpu: &VcpuRef, exit: Exit) -
     match exit {
         Exit::Interrupted => {
             host.machine.take_interrupts();
-            returns_or(Next::Again([0; 4]), host, caller, vcpu)
+            returns_or(Next::Yield, host, caller, vcpu)
         }
         Exit::Wait { .. } => returns_or(Next::Wait, host, caller, vcpu),
         Exit::MissingPage { ipa, .. } => serve_missing(host, caller, vcpu, ipa),
@@ -203,9 +223,13 @@ fn serve(host: &mut Host, caller: &mut dyn Caller, vcpu: &VcpuRef, exit: Exit) -
             AGAIN
         }
         // The only call that EL2 forwards is PTP, and there is no clock to serve.
-        Exit::GuestCall { .. } => Ok(Next::Again([NOT_SUPPORTED, 0, 0, 0])),
-        Exit::SystemOff => system_event(SYSTEM_EVENT_SHUTDOWN),
-        Exit::SystemReset => system_event(SYSTEM_EVENT_RESET),
+        Exit::GuestCall { .. } => {
+            let answer = [NOT_SUPPORTED, 0, 0, 0];
+            vcpu.with(|vcpu| vcpu.pending.set(Pending::Answer(answer)))?;
+            Ok(Next::Again(answer))
+        }
+        Exit::SystemOff => system_event(vm, SYSTEM_EVENT_SHUTDOWN),
+        Exit::SystemReset => system_event(vm, SYSTEM_EVENT_RESET),
         Exit::CpuOn { vcpu: other } => {
             log::debug!("{:?} turned vCPU {other} on", vm.handle());
             vm.others_on.set(vm.others_on.get().saturating_add(1));
@@ -223,7 +247,8 @@ fn serve(host: &mut Host, caller: &mut dyn Caller, vcpu: &VcpuRef, exit: Exit) -
     }
 }
 
-fn system_event(kind: u32) -> Result<Next, Errno> {
+fn system_event(vm: &super::Vm, kind: u32) -> Result<Next, Errno> {
+    vm.ended.set(true);
     Ok(Next::Return(RunExit::SystemEvent { kind }, Ok(())))
 }
 
@@ -284,10 +309,7 @@ fn serve_unshare(
 }
 
 /// The content that a range of guest frames shows, slot by slot.
-fn content_of(
-    vm: &super::Vm,
-    frames: Range<u64>,
-) -> alloc::vec::Vec<(alloc::rc::Rc<crate::gmem::View>, Range<u64>)> {
+fn content_of(vm: &super::Vm, frames: Range<u64>) -> alloc::vec::Vec<(Rc<crate::gmem::View>, Range<u64>)> {
     let mut content = alloc::vec::Vec::new();
     let slots = vm.slots.borrow();
     for slot in slots.overlapping(&frames) {

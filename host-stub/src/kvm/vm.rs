@@ -44,6 +44,8 @@ pub enum Pending {
         /// Bytes.
         size: u8,
     },
+    /// The answer to a call that was handed out.
+    Answer([u64; 4]),
     /// An unshare that pins hold up. EL2 takes the next run as an acknowledgement, so it must not come before.
     Unshare {
         /// IPA of the first page.
@@ -89,6 +91,8 @@ pub struct Vm {
     pub given: RefCell<Given>,
     /// The first run has happened.
     pub started: Cell<bool>,
+    /// It has turned itself off, or asked for a reset.
+    pub ended: Cell<bool>,
     /// vCPUs that the guest has turned on besides the first.
     pub others_on: Cell<u64>,
 }
@@ -139,6 +143,7 @@ impl Vm {
             vcpus: RefCell::default(),
             given: RefCell::new(given),
             started: Cell::new(false),
+            ended: Cell::new(false),
             others_on: Cell::new(0),
         })
     }

@@ -197,24 +197,29 @@ impl AddressSpace {
     /// Unmaps pages, and does something with their frames when no CPU can reach them any more. Other CPUs are asked once:
     /// that costs more than the translations of other pages, which are forgotten too if it is about several.
     fn unmap_pages(&self, host: &mut Host, range: Range<u64>, each: &mut dyn FnMut(&mut Host, Pfn)) {
-        let mut gone = Vec::new();
+        // One alone needs no list.
+        let (mut first, mut more) = (None, Vec::new());
         let mut address = range.start;
         while address < range.end {
             if self.table.has_leaf_table(host.machine, address) {
                 if let Some(frame) = self.table.clear(host.machine, address) {
-                    gone.push((address, frame));
+                    match first {
+                        None => first = Some((address, frame)),
+                        Some(_) => more.push(frame),
+                    }
                 }
                 address = address.saturating_add(PAGE);
             } else {
                 address = (address | (LEAF_SPAN - 1)).saturating_add(1);
             }
         }
-        match gone.as_slice() {
-            [] => (),
-            [(address, _)] => host.machine.flush_page(self.asid, *address),
-            _ => host.machine.flush_space(self.asid),
+        let Some((address, frame)) = first else { return };
+        if more.is_empty() {
+            host.machine.flush_page(self.asid, address);
+        } else {
+            host.machine.flush_space(self.asid);
         }
-        for (_, frame) in gone {
+        for frame in core::iter::once(frame).chain(more) {
             each(host, frame);
         }
     }
@@ -253,14 +258,15 @@ impl AddressSpace {
             Some(_) => self.unmap_pages(host, page..page.saturating_add(PAGE), &mut |_, _| ()),
             None => {}
         }
+        // Before another CPU can fetch from it.
+        if prot.contains(Prot::EXEC) {
+            host.machine.make_executable(frame);
+        }
         if let Err(error) = self.table.map(host.machine, &mut host.frames, page, frame, prot) {
             if matches!(region.backing, Backing::Anonymous) {
                 host.give_back(frame);
             }
             return Err(error.into());
-        }
-        if prot.contains(Prot::EXEC) {
-            host.machine.make_executable(frame);
         }
         Ok(frame)
     }

@@ -8,6 +8,7 @@ pub mod stack;
 pub mod thread;
 pub mod trap;
 
+use alloc::boxed::Box;
 use alloc::rc::Rc;
 use core::ops::Range;
 
@@ -41,7 +42,7 @@ pub struct Process {
     /// Its number.
     pub id: u64,
     /// The thread that is served; while none is, one of no meaning.
-    pub thread: Thread,
+    pub thread: Box<Thread>,
     /// Its memory.
     pub space: AddressSpace,
     /// What it has open.
@@ -100,7 +101,7 @@ impl Process {
         space.map(TRAMPOLINE..TRAMPOLINE + PAGE, Prot::READ | Prot::EXEC, backing)?;
         Ok(Self {
             id,
-            thread: Thread::first(id, image.entry, sp),
+            thread: Box::new(Thread::first(id, image.entry, sp)),
             space,
             files: Files::with_console(),
             actions: Actions::default(),

@@ -178,6 +178,11 @@ impl Mask {
         self.sent & !self.blocked != 0
     }
 
+    /// Whether a signal is blocked.
+    pub fn blocks(&self, number: u64) -> bool {
+        u32::try_from(number).is_ok_and(|number| self.blocked & bit(number) != 0)
+    }
+
     /// Takes the lowest signal that waits and is not blocked.
     fn take(&mut self) -> Option<u32> {
         let number = (self.sent & !self.blocked).trailing_zeros().wrapping_add(1);
@@ -229,6 +234,13 @@ impl Actions {
             number.checked_sub(1).and_then(|index| usize::try_from(index).ok()).ok_or(Errno::EINVAL)?;
         *self.actions.get_mut(index).ok_or(Errno::EINVAL)? = action;
         Ok(())
+    }
+
+    /// Whether nothing is done about a signal.
+    pub fn ignores(&self, number: u64) -> bool {
+        let idle = u32::try_from(number).is_ok_and(|number| IDLE & bit(number) != 0);
+        self.action(number)
+            .is_ok_and(|action| action.handler == SIG_IGN || (action.handler == SIG_DFL && idle))
     }
 
     /// The handler that gets a signal which the thread has caused, or `None` if it kills. A handler that is returned has

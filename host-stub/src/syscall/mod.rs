@@ -53,7 +53,7 @@ pub fn dispatch(kernel: &mut Kernel<'_>) -> Result<After, Ended> {
             // As KVM's lock of a vCPU would: the call is made again.
             let context = &mut kernel.process.thread.context;
             context.pc = context.pc.wrapping_sub(4);
-            return Ok(After::Wait(Wait::Interrupt));
+            return Ok(After::Wait(Wait::a_tick(kernel.host.machine.now())));
         }
         nr::IOCTL => file::ioctl(kernel, a, b as u32, c),
         nr::FALLOCATE => file::fallocate(kernel, a, b, c, d),

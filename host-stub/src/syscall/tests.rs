@@ -221,8 +221,8 @@ fn an_exit_cleans_everything_up() {
     kernel.process.thread.context.x[8] = nr::EXIT;
     kernel.process.thread.context.x[0] = 3;
     let thread = core::mem::take(&mut kernel.process.thread);
-    kernel.make_ready(thread);
-    work(&machine, |done| kernel.next(0, done));
+    kernel.threads.make_ready(thread);
+    work(&machine, |done, context| kernel.next(0, done, context));
     let (ended, host) = kernel.clean_up();
     assert_eq!(ended, Some(Ended::Exit(3)));
     assert_eq!(host.frames.free(), 128);

@@ -1,5 +1,7 @@
 //! Threads: `clone`, `futex`, `tgkill` and what goes with them.
 
+use alloc::boxed::Box;
+
 use crate::cpus;
 use crate::errno::Errno;
 use crate::kernel::{After, Kernel};
@@ -57,7 +59,7 @@ pub fn clone(
     }
     let caller = &kernel.process.thread;
     let mut thread =
-        Thread { id, mask: caller.mask.inherited(), context: caller.context, ..Thread::default() };
+        Box::new(Thread { id, mask: caller.mask.inherited(), context: caller.context, ..Thread::default() });
     kernel.host.machine.save_fp(&mut thread.fp);
     thread.set_result(Ok(0));
     if stack != 0 {
@@ -69,7 +71,7 @@ pub fn clone(
     if flags & CLONE_CHILD_CLEARTID != 0 {
         thread.clear_at_end = child;
     }
-    kernel.make_ready(thread);
+    kernel.threads.make_ready(thread);
     kernel.process.threads = kernel.process.threads.saturating_add(1);
     cpus::call_for_work(kernel.host.machine, kernel.process.threads.saturating_sub(1));
     Ok(id)
@@ -124,7 +126,7 @@ pub fn futex(
 fn wake(kernel: &mut Kernel<'_>, address: u64, most: usize) -> u64 {
     let woken = kernel.threads.wake_futex(address, most);
     let count = woken.len() as u64;
-    woken.into_iter().for_each(|thread| kernel.make_ready(thread));
+    woken.into_iter().for_each(|thread| kernel.threads.make_ready(thread));
     count
 }
 
@@ -132,7 +134,7 @@ fn wake(kernel: &mut Kernel<'_>, address: u64, most: usize) -> u64 {
 pub fn tgkill(kernel: &mut Kernel<'_>, group: u64, id: u64, number: u64) -> Result<u64, Errno> {
     let mut kick = None;
     let thread = if id == kernel.process.thread.id {
-        Some(&mut kernel.process.thread)
+        Some(&mut *kernel.process.thread)
     } else {
         kernel.threads.find(id).map(|(thread, cpu)| {
             kick = cpu;
@@ -143,12 +145,16 @@ pub fn tgkill(kernel: &mut Kernel<'_>, group: u64, id: u64, number: u64) -> Resu
     if number == 0 {
         return Ok(0);
     }
+    // As in Linux, what is ignored is forgotten at once, and interrupts nothing.
+    if kernel.process.actions.ignores(number) && !thread.mask.blocks(number) {
+        return Ok(0);
+    }
     thread.mask.send(number)?;
     if let Some(cpu) = kick {
         kernel.host.machine.kick(cpu);
     }
     let woken = kernel.threads.interrupt(id);
-    woken.into_iter().for_each(|thread| kernel.make_ready(thread));
+    woken.into_iter().for_each(|thread| kernel.threads.make_ready(thread));
     Ok(0)
 }
 
@@ -184,7 +190,7 @@ mod tests {
     use crate::kernel::{Done, Job};
     use crate::kvm::vm::TYPE_PROTECTED;
     use crate::kvm::{VcpuRef, Vm};
-    use crate::machine::Hypervisor;
+    use crate::machine::{Hypervisor, Machine};
     use crate::process::context::UserContext;
     use crate::process::signal::Action;
     use crate::testing::{Event, FakeMachine};
@@ -197,29 +203,48 @@ mod tests {
     const THREAD: u64 = CLONE_SHARED | CLONE_SETTLS | CLONE_CHILD_CLEARTID | CLONE_PARENT_SETTID;
     const SIGUSR1: u64 = 10;
 
-    fn context(job: &Job) -> UserContext {
-        match job {
-            Job::Run { context, .. } => *context,
-            other => panic!("no thread runs: {other:?}"),
+    /// What a CPU was told to do, and the registers that it was given.
+    struct At {
+        job: Job,
+        context: UserContext,
+    }
+
+    impl Kernel<'_> {
+        fn at(&mut self, cpu: usize, (done, mut context): (Done, UserContext)) -> At {
+            let job = self.next(cpu, done, &mut context);
+            At { job, context }
         }
     }
 
+    fn nothing() -> (Done, UserContext) {
+        (Done::Nothing, UserContext::default())
+    }
+
+    fn rested() -> (Done, UserContext) {
+        (Done::Rest, UserContext::default())
+    }
+
+    fn context(at: &At) -> UserContext {
+        assert!(matches!(at.job, Job::Run { .. }), "no thread runs: {:?}", at.job);
+        at.context
+    }
+
     /// The thread of a job makes a system call.
-    fn calls(job: &Job, number: u64, arguments: &[u64]) -> Done {
-        let mut context = context(job);
+    fn calls(at: &At, number: u64, arguments: &[u64]) -> (Done, UserContext) {
+        let mut context = context(at);
         context.x[..6].fill(0);
         context.x[..arguments.len()].copy_from_slice(arguments);
         context.x[8] = number;
         (context.vector, context.esr) = (0, 0x5600_0000);
-        Done::Run(context)
+        (Done::Run, context)
     }
 
-    fn interrupted(job: &Job) -> Done {
-        Done::Run(UserContext { vector: 1, ..context(job) })
+    fn interrupted(at: &At) -> (Done, UserContext) {
+        (Done::Run, UserContext { vector: 1, ..context(at) })
     }
 
-    fn result(job: &Job) -> i64 {
-        context(job).x[0] as i64
+    fn result(at: &At) -> i64 {
+        context(at).x[0] as i64
     }
 
     fn word(kernel: &mut Kernel<'_>, address: u64) -> u32 {
@@ -229,11 +254,11 @@ mod tests {
     }
 
     /// A kernel with two threads, the first on CPU 0 and the second on CPU 1.
-    fn two<'m>(machine: &'m FakeMachine) -> (Kernel<'m>, Job, Job) {
+    fn two<'m>(machine: &'m FakeMachine) -> (Kernel<'m>, At, At) {
         let mut kernel = kernel_at_start(machine);
-        let first = kernel.next(0, Done::Nothing);
-        let first = kernel.next(0, calls(&first, nr::CLONE, &[THREAD, STACK, DATA + 64, 0x77, DATA + 68]));
-        let second = kernel.next(1, Done::Nothing);
+        let first = kernel.at(0, nothing());
+        let first = kernel.at(0, calls(&first, nr::CLONE, &[THREAD, STACK, DATA + 64, 0x77, DATA + 68]));
+        let second = kernel.at(1, nothing());
         (kernel, first, second)
     }
 
@@ -245,23 +270,23 @@ mod tests {
         let other = context(&second);
         assert_eq!((other.sp, other.tls, other.pc), (STACK, 0x77, context(&first).pc));
         assert_eq!(word(&mut kernel, DATA + 64), 2);
-        assert!(matches!(kernel.next(2, Done::Nothing), Job::Rest));
+        assert!(matches!(kernel.at(2, nothing()).job, Job::Rest));
     }
 
     #[test]
     fn only_threads_of_the_program_can_be_made() {
         let machine = FakeMachine::new(128);
         let mut kernel = kernel_at_start(&machine);
-        let mut job = kernel.next(0, Done::Nothing);
+        let mut job = kernel.at(0, nothing());
         for flags in [0, CLONE_VM, THREAD | 1 << 31, THREAD & !CLONE_THREAD] {
-            job = kernel.next(0, calls(&job, nr::CLONE, &[flags, DATA]));
+            job = kernel.at(0, calls(&job, nr::CLONE, &[flags, DATA]));
             assert_eq!(result(&job), -22, "{flags:#x}");
         }
         for number in 2..=MAX_THREADS as i64 {
-            job = kernel.next(0, calls(&job, nr::CLONE, &[CLONE_SHARED, DATA]));
+            job = kernel.at(0, calls(&job, nr::CLONE, &[CLONE_SHARED, DATA]));
             assert_eq!(result(&job), number);
         }
-        job = kernel.next(0, calls(&job, nr::CLONE, &[CLONE_SHARED, DATA]));
+        job = kernel.at(0, calls(&job, nr::CLONE, &[CLONE_SHARED, DATA]));
         assert_eq!(result(&job), -11);
     }
 
@@ -269,13 +294,13 @@ mod tests {
     fn threads_of_one_cpu_have_their_turns() {
         let machine = FakeMachine::new(128);
         let mut kernel = kernel_at_start(&machine);
-        let job = kernel.next(0, Done::Nothing);
-        let mut job = kernel.next(0, calls(&job, nr::CLONE, &[CLONE_SHARED, 0x1000]));
+        let job = kernel.at(0, nothing());
+        let mut job = kernel.at(0, calls(&job, nr::CLONE, &[CLONE_SHARED, 0x1000]));
         let mut stacks = alloc::vec::Vec::new();
         for turn in 0..4 {
             job = match turn % 2 {
-                0 => kernel.next(0, interrupted(&job)),
-                _ => kernel.next(0, calls(&job, nr::SCHED_YIELD, &[])),
+                0 => kernel.at(0, interrupted(&job)),
+                _ => kernel.at(0, calls(&job, nr::SCHED_YIELD, &[])),
             };
             stacks.push(context(&job).sp);
         }
@@ -291,22 +316,23 @@ mod tests {
         let (mut kernel, first, second) = two(&machine);
         kernel.process.space.write(&mut kernel.host, DATA + 68, &2u32.to_le_bytes()).unwrap();
         let waits = calls(&first, nr::FUTEX, &[DATA + 68, FUTEX_WAIT | FUTEX_PRIVATE, 2]);
-        assert!(matches!(kernel.next(0, waits), Job::Rest));
+        assert!(matches!(kernel.at(0, waits).job, Job::Rest));
         machine.events();
         assert!(
-            matches!(kernel.next(1, calls(&second, nr::EXIT, &[5])), Job::Run { .. }),
+            matches!(kernel.at(1, calls(&second, nr::EXIT, &[5])).job, Job::Run { .. }),
             "CPU 1 takes the waiter"
         );
         assert_eq!(word(&mut kernel, DATA + 68), 0);
-        assert_eq!(machine.events(), [Event::Kick(0)]);
-        let job = kernel.next(0, Done::Rest);
-        assert!(matches!(job, Job::Rest));
+        // Nobody else is called for it.
+        assert_eq!(machine.events(), []);
+        let job = kernel.at(0, rested());
+        assert!(matches!(job.job, Job::Rest));
         let Some((thread, Some(1))) = kernel.threads.find(1) else { panic!("it is on CPU 1") };
         let context = thread.context;
         assert_eq!(context.x[0], 0);
-        let last = Job::Run { context, root: crate::mm::Pfn(0), asid: 1 };
-        assert!(matches!(kernel.next(1, calls(&last, nr::EXIT, &[7])), Job::Leave));
-        assert!(matches!(kernel.next(0, Done::Rest), Job::Leave));
+        let last = At { job: Job::Run { root: crate::mm::Pfn(0), asid: 1 }, context };
+        assert!(matches!(kernel.at(1, calls(&last, nr::EXIT, &[7])).job, Job::Leave));
+        assert!(matches!(kernel.at(0, rested()).job, Job::Leave));
         assert_eq!(kernel.clean_up().0, Some(Ended::Exit(7)));
     }
 
@@ -314,10 +340,10 @@ mod tests {
     fn a_wait_looks_at_the_word_and_has_an_end() {
         let machine = FakeMachine::new(128);
         let mut kernel = kernel_at_start(&machine);
-        let job = kernel.next(0, Done::Nothing);
-        let job = kernel.next(0, calls(&job, nr::FUTEX, &[DATA + 64, FUTEX_WAIT, 1]));
+        let job = kernel.at(0, nothing());
+        let job = kernel.at(0, calls(&job, nr::FUTEX, &[DATA + 64, FUTEX_WAIT, 1]));
         assert_eq!(result(&job), -11);
-        let job = kernel.next(0, calls(&job, nr::FUTEX, &[DATA + 65, FUTEX_WAIT, 0]));
+        let mut job = kernel.at(0, calls(&job, nr::FUTEX, &[DATA + 65, FUTEX_WAIT, 0]));
         assert_eq!(result(&job), -22);
         let time = [0u64, 25_000_000].map(u64::to_le_bytes).concat();
         kernel.process.space.write(&mut kernel.host, DATA + 80, &time).unwrap();
@@ -326,16 +352,13 @@ mod tests {
             (nr::NANOSLEEP, [DATA + 80, 0, 0, 0], 0),
         ] {
             let start = kernel.host.machine.now();
-            let first = kernel.next(0, Done::Nothing);
-            let mut job = kernel.next(0, calls(&first, number, &arguments));
-            while matches!(job, Job::Rest) {
+            job = kernel.at(0, calls(&job, number, &arguments));
+            while matches!(job.job, Job::Rest) {
                 kernel.host.machine.idle();
-                job = kernel.next(0, Done::Rest);
+                job = kernel.at(0, rested());
             }
             assert_eq!(result(&job), expected);
             assert!(kernel.host.machine.now() - start >= 25_000_000);
-            let thread = kernel.threads.take_from(0).unwrap();
-            kernel.make_ready(thread);
         }
     }
 
@@ -346,14 +369,41 @@ mod tests {
         let action = Action { handler: 0x40_0008, ..Action::default() };
         kernel.process.actions.set_action(SIGUSR1, action).unwrap();
         machine.events();
-        let first = kernel.next(0, calls(&first, nr::TGKILL, &[1, 2, SIGUSR1]));
+        let first = kernel.at(0, calls(&first, nr::TGKILL, &[1, 2, SIGUSR1]));
         assert_eq!((result(&first), machine.events()), (0, alloc::vec![Event::Kick(1)]));
-        let second = kernel.next(1, interrupted(&second));
+        let second = kernel.at(1, interrupted(&second));
         assert_eq!((context(&second).pc, result(&first)), (0x40_0008, 0));
         for (arguments, error) in [([1, 9, SIGUSR1], -3), ([2, 2, SIGUSR1], -3), ([1, 2, 65], -22)] {
             let done = calls(&first, nr::TGKILL, &arguments);
-            assert_eq!(result(&kernel.next(0, done)), error);
+            assert_eq!(result(&kernel.at(0, done)), error);
         }
+    }
+
+    #[test]
+    fn a_signal_that_is_ignored_interrupts_nothing() {
+        let machine = FakeMachine::new(128);
+        let (mut kernel, first, second) = two(&machine);
+        assert!(matches!(
+            kernel.at(1, calls(&second, nr::FUTEX, &[DATA + 72, FUTEX_WAIT, 0])).job,
+            Job::Rest
+        ));
+        const SIGURG: u64 = 23;
+        let first = kernel.at(0, calls(&first, nr::TGKILL, &[1, 2, SIGURG]));
+        assert_eq!(result(&first), 0);
+        assert!(matches!(kernel.at(1, rested()).job, Job::Rest));
+    }
+
+    #[test]
+    fn a_signal_that_comes_while_a_thread_is_on_its_way_to_wait_is_not_lost() {
+        let machine = FakeMachine::new(128);
+        let (mut kernel, first, second) = two(&machine);
+        let action = Action { handler: 0x40_0008, ..Action::default() };
+        kernel.process.actions.set_action(SIGUSR1, action).unwrap();
+        kernel.at(0, calls(&first, nr::TGKILL, &[1, 2, SIGUSR1]));
+        let woken = kernel.at(1, calls(&second, nr::FUTEX, &[DATA + 72, FUTEX_WAIT, 0]));
+        assert_eq!(context(&woken).pc, 0x40_0008);
+        let back = kernel.at(1, calls(&woken, nr::RT_SIGRETURN, &[]));
+        assert_eq!(result(&back), Errno::EINTR.to_word() as i64);
     }
 
     #[test]
@@ -362,10 +412,13 @@ mod tests {
         let (mut kernel, first, second) = two(&machine);
         let action = Action { handler: 0x40_0008, ..Action::default() };
         kernel.process.actions.set_action(SIGUSR1, action).unwrap();
-        assert!(matches!(kernel.next(1, calls(&second, nr::FUTEX, &[DATA + 72, FUTEX_WAIT, 0])), Job::Rest));
-        let first = kernel.next(0, calls(&first, nr::TGKILL, &[1, 2, SIGUSR1]));
+        assert!(matches!(
+            kernel.at(1, calls(&second, nr::FUTEX, &[DATA + 72, FUTEX_WAIT, 0])).job,
+            Job::Rest
+        ));
+        let first = kernel.at(0, calls(&first, nr::TGKILL, &[1, 2, SIGUSR1]));
         assert_eq!(result(&first), 0);
-        let woken = kernel.next(1, Done::Rest);
+        let woken = kernel.at(1, rested());
         assert_eq!(context(&woken).pc, 0x40_0008);
     }
 
@@ -382,9 +435,9 @@ mod tests {
     }
 
     /// EL2 does what a job says.
-    fn runs(machine: &FakeMachine, job: &Job) -> Done {
-        match job {
-            Job::Call(words) => Done::Call(machine.call_words(words)),
+    fn runs(machine: &FakeMachine, at: &At) -> (Done, UserContext) {
+        match &at.job {
+            Job::Call(words) => (Done::Call(machine.call_words(words)), at.context),
             other => panic!("no vCPU runs: {other:?}"),
         }
     }
@@ -394,18 +447,20 @@ mod tests {
         let machine = FakeMachine::new(128);
         let (mut kernel, first, second) = two(&machine);
         let vcpu = vcpu(&mut kernel);
-        let second = kernel.next(1, calls(&second, nr::IOCTL, &[vcpu, RUN]));
-        assert!(matches!(kernel.next(0, calls(&first, nr::IOCTL, &[vcpu, RUN])), Job::Rest));
-        // Each interrupt is a chance to look again.
-        let again = kernel.next(0, Done::Rest);
+        let second = kernel.at(1, calls(&second, nr::IOCTL, &[vcpu, RUN]));
+        assert!(matches!(kernel.at(0, calls(&first, nr::IOCTL, &[vcpu, RUN])).job, Job::Rest));
+        assert!(matches!(kernel.at(0, rested()).job, Job::Rest));
+        machine.idle();
+        let again = kernel.at(0, rested());
         assert_eq!(context(&again).pc, context(&first).pc.wrapping_sub(4));
-        assert!(matches!(kernel.next(0, calls(&first, nr::IOCTL, &[vcpu, RUN])), Job::Rest));
+        assert!(matches!(kernel.at(0, calls(&first, nr::IOCTL, &[vcpu, RUN])).job, Job::Rest));
         machine.exits(&[Exit::SystemOff, Exit::SystemReset]);
-        let second = kernel.next(1, runs(&machine, &second));
+        let second = kernel.at(1, runs(&machine, &second));
         assert_eq!(result(&second), 0);
-        let first = kernel.next(0, Done::Rest);
-        let first = kernel.next(0, calls(&first, nr::IOCTL, &[vcpu, RUN]));
-        let first = kernel.next(0, runs(&machine, &first));
+        machine.idle();
+        let first = kernel.at(0, rested());
+        let first = kernel.at(0, calls(&first, nr::IOCTL, &[vcpu, RUN]));
+        let first = kernel.at(0, runs(&machine, &first));
         assert_eq!(result(&first), 0);
     }
 
@@ -416,18 +471,58 @@ mod tests {
         let action = Action { handler: 0x40_0008, ..Action::default() };
         kernel.process.actions.set_action(SIGUSR1, action).unwrap();
         let vcpu = vcpu(&mut kernel);
-        let second = kernel.next(1, calls(&second, nr::IOCTL, &[vcpu, RUN]));
+        let second = kernel.at(1, calls(&second, nr::IOCTL, &[vcpu, RUN]));
         machine.exits(&[Exit::Interrupted, Exit::Interrupted, Exit::SystemOff]);
-        let second = kernel.next(1, runs(&machine, &second));
+        let second = kernel.at(1, runs(&machine, &second));
         machine.events();
-        kernel.next(0, calls(&first, nr::TGKILL, &[1, 2, SIGUSR1]));
+        kernel.at(0, calls(&first, nr::TGKILL, &[1, 2, SIGUSR1]));
         assert_eq!(machine.events(), [Event::Kick(1)]);
-        let second = kernel.next(1, runs(&machine, &second));
+        let second = kernel.at(1, runs(&machine, &second));
         assert_eq!(context(&second).pc, 0x40_0008);
-        let second = kernel.next(1, calls(&second, nr::RT_SIGRETURN, &[]));
+        let second = kernel.at(1, calls(&second, nr::RT_SIGRETURN, &[]));
         assert_eq!(result(&second), Errno::EINTR.to_word() as i64);
-        let second = kernel.next(1, calls(&second, nr::IOCTL, &[vcpu, RUN]));
-        assert!(matches!(second, Job::Call(_)), "the vCPU is free again");
+        let second = kernel.at(1, calls(&second, nr::IOCTL, &[vcpu, RUN]));
+        assert!(matches!(second.job, Job::Call(_)), "the vCPU is free again");
+    }
+
+    #[test]
+    fn a_signal_keeps_the_answer_to_a_guests_call() {
+        let machine = FakeMachine::new(128);
+        let (mut kernel, first, second) = two(&machine);
+        let action = Action { handler: 0x40_0008, ..Action::default() };
+        kernel.process.actions.set_action(SIGUSR1, action).unwrap();
+        let vcpu = vcpu(&mut kernel);
+        let second = kernel.at(1, calls(&second, nr::IOCTL, &[vcpu, RUN]));
+        kernel.at(0, calls(&first, nr::TGKILL, &[1, 2, SIGUSR1]));
+        machine.exits(&[Exit::GuestCall { arguments: [0x8600_0001, 0, 0, 0, 0, 0, 0] }, Exit::SystemOff]);
+        let second = kernel.at(1, runs(&machine, &second));
+        assert_eq!(context(&second).pc, 0x40_0008);
+        let second = kernel.at(1, calls(&second, nr::IOCTL, &[vcpu, RUN]));
+        machine.events();
+        runs(&machine, &second);
+        assert_eq!(machine.events(), [Event::Run(u64::MAX)]);
+    }
+
+    #[test]
+    fn a_vm_whose_vcpu_runs_ends_with_the_run_or_with_the_program() {
+        for exits in [false, true] {
+            let machine = FakeMachine::new(128);
+            let (mut kernel, first, second) = two(&machine);
+            let before = kernel.host.frames.census().vms;
+            let vcpu = vcpu(&mut kernel);
+            let second = kernel.at(1, calls(&second, nr::IOCTL, &[vcpu, RUN]));
+            let first = kernel.at(0, calls(&first, nr::CLOSE, &[vcpu]));
+            assert!(kernel.host.frames.census().vms > before);
+            if exits {
+                kernel.at(0, calls(&first, nr::EXIT_GROUP, &[0]));
+                assert!(matches!(kernel.at(1, runs(&machine, &second)).job, Job::Leave));
+                assert_eq!(kernel.clean_up().1.frames.free(), 128);
+            } else {
+                machine.exits(&[Exit::SystemOff]);
+                assert_eq!(result(&kernel.at(1, runs(&machine, &second))), 0);
+                assert_eq!(kernel.host.frames.census().vms, before);
+            }
+        }
     }
 
     #[test]
@@ -435,16 +530,17 @@ mod tests {
         let machine = FakeMachine::new(128);
         let (mut kernel, first, second) = two(&machine);
         let vcpu = vcpu(&mut kernel);
-        let run = kernel.next(1, calls(&second, nr::IOCTL, &[vcpu, RUN]));
-        assert!(matches!(kernel.next(1, runs(&machine, &run)), Job::Rest));
-        let run = kernel.next(1, Done::Rest);
+        let run = kernel.at(1, calls(&second, nr::IOCTL, &[vcpu, RUN]));
+        assert!(matches!(kernel.at(1, runs(&machine, &run)).job, Job::Rest));
+        machine.idle();
+        let run = kernel.at(1, rested());
         machine.exits(&[Exit::SystemOff]);
-        let second = kernel.next(1, runs(&machine, &run));
+        let second = kernel.at(1, runs(&machine, &run));
         assert_eq!(result(&second), 0);
         // The other thread ends: now nobody could.
-        kernel.next(0, calls(&first, nr::EXIT, &[]));
-        let run = kernel.next(1, calls(&second, nr::IOCTL, &[vcpu, RUN]));
-        assert_eq!(result(&kernel.next(1, runs(&machine, &run))), Errno::EAGAIN.to_word() as i64);
+        kernel.at(0, calls(&first, nr::EXIT, &[]));
+        let run = kernel.at(1, calls(&second, nr::IOCTL, &[vcpu, RUN]));
+        assert_eq!(result(&kernel.at(1, runs(&machine, &run))), Errno::EAGAIN.to_word() as i64);
     }
 
     #[test]
@@ -453,12 +549,12 @@ mod tests {
         let (mut kernel, first, second) = two(&machine);
         machine.events();
         assert!(
-            matches!(kernel.next(0, calls(&first, nr::EXIT_GROUP, &[4])), Job::Rest),
+            matches!(kernel.at(0, calls(&first, nr::EXIT_GROUP, &[4])).job, Job::Rest),
             "CPU 1 has a thread"
         );
         assert_eq!(machine.events(), [Event::Kick(1)]);
-        assert!(matches!(kernel.next(1, interrupted(&second)), Job::Leave));
-        assert!(matches!(kernel.next(0, Done::Rest), Job::Leave));
+        assert!(matches!(kernel.at(1, interrupted(&second)).job, Job::Leave));
+        assert!(matches!(kernel.at(0, rested()).job, Job::Leave));
         let (ended, host) = kernel.clean_up();
         assert_eq!((ended, host.frames.free()), (Some(Ended::Exit(4)), 128));
     }
@@ -467,9 +563,9 @@ mod tests {
     fn a_program_learns_which_cpus_there_are_and_on_which_it_is() {
         let machine = FakeMachine::new(128);
         let (mut kernel, first, second) = two(&machine);
-        let first = kernel.next(0, calls(&first, nr::SCHED_GETAFFINITY, &[0, 8, DATA + 64]));
+        let first = kernel.at(0, calls(&first, nr::SCHED_GETAFFINITY, &[0, 8, DATA + 64]));
         assert_eq!((result(&first), word(&mut kernel, DATA + 64)), (8, 0b11));
-        let second = kernel.next(1, calls(&second, nr::GETCPU, &[DATA + 64]));
+        let second = kernel.at(1, calls(&second, nr::GETCPU, &[DATA + 64]));
         assert_eq!((result(&second), word(&mut kernel, DATA + 64)), (0, 1));
     }
 }
