@@ -10,7 +10,7 @@
 //! | [`gmem`] | guest_memfd: inode, view, and the gate | content is touched only where the gate, asking EL2, admits it |
 //! | [`kvm`] | `/dev/kvm`: VMs, memory slots, vCPUs, the run loop, teardown | Linux's numbers, structures and order of checks |
 //! | [`fs`] | the ramdisk and open files | a malformed archive ends in an error, never in a wrong file |
-//! | [`threads`] | who runs, who waits for what | a thread is in one place |
+//! | [`schedule`], [`threads`] | what a CPU does next; who runs, who waits for what | one CPU at a time is in the kernel; a thread is in one place |
 //! | [`process`] | EL0 programs: ELF, stack, signals | what a handler sees is laid out as Linux lays it out |
 //! | [`syscall`] | system calls by Linux's numbers | every pointer of a program goes through [`mm::AddressSpace`] |
 //! | [`deed`] | `/dev/deed`: lets a program play a hostile host | |
@@ -39,6 +39,7 @@ pub mod mm;
 pub mod platform;
 pub mod play;
 pub mod process;
+pub mod schedule;
 pub mod secondary;
 pub mod series;
 pub mod syscall;

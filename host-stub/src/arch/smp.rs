@@ -14,10 +14,11 @@ use super::hardware::Hardware;
 use super::{gic, paging, timer};
 use crate::cpus;
 use crate::host::Host;
-use crate::kernel::{Job, Kernel, work};
+use crate::kernel::Kernel;
 use crate::machine::Machine;
 use crate::platform::Gic;
 use crate::process::Ended;
+use crate::schedule::{Job, work};
 
 /// The kernel, on its way from CPU to CPU.
 struct Shared(Kernel<'static>);

@@ -7,8 +7,9 @@ pub mod thread;
 pub mod time;
 
 use crate::errno::Errno;
-use crate::kernel::{After, Kernel};
+use crate::kernel::Kernel;
 use crate::process::Ended;
+use crate::schedule::After;
 use crate::threads::Wait;
 
 /// Numbers.

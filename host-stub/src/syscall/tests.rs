@@ -5,9 +5,10 @@ use alloc::vec::Vec;
 use super::{dispatch, nr};
 use crate::errno::Errno;
 use crate::fs::Archive;
-use crate::kernel::{After, Kernel, work};
+use crate::kernel::Kernel;
 use crate::mm::PAGE;
 use crate::process::Ended;
+use crate::schedule::{After, work};
 use crate::testing::FakeMachine;
 
 const CREATE_VM: u64 = 0xae01;
