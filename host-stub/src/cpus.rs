@@ -67,7 +67,7 @@ pub fn end(machine: &dyn Machine, number: u64, all: bool) -> Result<Progress, Er
     Ok(cpu.progress())
 }
 
-/// Calls one more CPU to work, if there are not as many as there is work for and there is one.
+/// Calls one more CPU to work, unless `wanted` of them (the boot CPU not counted) work already, or none is off.
 pub fn call_for_work(machine: &dyn Machine, wanted: usize) {
     let state = |cpu: &Secondary| cpu.progress().state;
     let cpus = machine.secondaries();

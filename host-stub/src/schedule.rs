@@ -86,7 +86,8 @@ pub fn work(machine: &dyn Machine, mut next: impl FnMut(Done, &mut UserContext) 
 
 impl Kernel<'_> {
     /// Serves what has come of a CPU's last job, and finds it the next one. `context` is the CPU's own: the registers of
-    /// the thread that it runs. CPU 0, which is the boot CPU, leaves as the last.
+    /// the thread that it runs. CPU 0, the boot CPU, leaves when no CPU has a thread any more; others may still rest, for
+    /// which [`crate::cpus::wait_for_workers`] waits.
     pub fn next(&mut self, cpu: usize, done: Done, context: &mut UserContext) -> Job {
         self.cpu = cpu;
         self.wake_due();
@@ -168,8 +169,8 @@ impl Kernel<'_> {
             self.host.machine.save_fp(&mut thread.fp);
             match after {
                 After::Exit => self.forget(thread),
-                // It was sent while the thread was on its way here.
-                After::Wait(wait) if thread.mask.is_pending() => {
+                // A signal that came while the thread was on its way here ends the wait before it begins.
+                After::Wait(wait) if thread.signals.has_deliverable() => {
                     if let Some(result) = wait.when_interrupted() {
                         thread.set_result(result);
                     }
@@ -190,7 +191,7 @@ impl Kernel<'_> {
             self.process.thread = thread;
         }
         let thread = &mut self.process.thread;
-        if thread.mask.is_pending() {
+        if thread.signals.has_deliverable() {
             if let Some(entry) = thread.entry.take() {
                 let vm = entry.vm().clone();
                 thread.set_result(entry.interrupted(&self.host));

@@ -1,8 +1,8 @@
 //! The other CPUs. They work for the kernel, running threads and vCPUs, or are hands of the research device: then each
 //! plays one series again and again until it is told to end.
 //!
-//! A [`Secondary`] is all that a CPU shares with the boot CPU, and all of it is atomic. Its state says whose turn it
-//! is: the boot CPU writes the series while the state is [`State::Idle`], the CPU itself while it is
+//! A [`Secondary`] is all that a CPU which plays shares with the kernel, and all of it is atomic. Its state says whose turn
+//! it is: whoever is in the kernel writes the series while the state is [`State::Idle`], the CPU itself while it is
 //! [`State::Playing`], and each hands over by a store of the state that the other one's load of it sees.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -161,7 +161,7 @@ impl Secondary {
         }
     }
 
-    /// Passes from one state to another; `false` if it is in neither.
+    /// Passes from one state to another; `false`, and nothing changes, if it is not in the first.
     fn pass(&self, from: State, to: State) -> bool {
         self.state.compare_exchange(from as u32, to as u32, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }

@@ -152,7 +152,7 @@ impl Threads {
     /// Wakes a thread that waits, because of a signal.
     pub fn interrupt(&mut self, id: u64) -> Vec<Box<Thread>> {
         self.wake(1, |thread, wait| {
-            (thread.id == id && thread.mask.is_pending()).then(|| wait.when_interrupted())
+            (thread.id == id && thread.signals.has_deliverable()).then(|| wait.when_interrupted())
         })
     }
 

@@ -8,22 +8,23 @@ use std::process::{Command, Stdio};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// A suite of the archive, for one architecture, as a folder that goes with this value's end only if [`Suite::remove`] is
-/// called: what an earlier try has left is no hindrance.
+/// A suite of the archive, for one architecture. Its folder stays until [`Suite::remove`]; the next [`Suite::read`] empties
+/// it.
 #[derive(Debug)]
 pub(crate) struct Suite {
     folder: PathBuf,
 }
 
 impl Suite {
-    /// Reads the suite's lists into an empty `folder`.
+    /// Empties `folder` and reads the suite's lists into it.
     ///
     /// # Errors
-    /// There is no Debian, or no network.
+    /// There is no apt, no keyring of Debian's, or no network.
     pub(crate) fn read(folder: &Path, suite: &str, architecture: &str) -> Result<Self> {
-        fs::create_dir_all(folder)?;
         // What an earlier try has left is of no use.
-        fs::remove_dir_all(folder)?;
+        if folder.exists() {
+            fs::remove_dir_all(folder)?;
+        }
         let folder = std::path::absolute(folder)?;
         for part in ["lists/partial", "archives/partial", "none", "unpacked"] {
             fs::create_dir_all(folder.join(part))?;

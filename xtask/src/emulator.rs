@@ -41,7 +41,8 @@ impl Emulator {
     /// Gets it, if it is not there.
     ///
     /// # Errors
-    /// It cannot be had: there is no Debian, or no network. Nothing half done is left in the cache.
+    /// It cannot be had: there is no Debian, or no network. What is in `root` is whole; what else apt has begun is thrown
+    /// away by the next try.
     pub(crate) fn get(tree: &Tree, which: Which) -> Result<Self> {
         if which == Which::Installed {
             return Ok(Self::default());

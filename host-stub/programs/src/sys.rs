@@ -182,7 +182,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the range is this mapping's, and no Rust object lives there.
+        // SAFETY: the range is this mapping's; what a thread had there has ended (`Thread::join`).
         unsafe { arch::syscall(nr::MUNMAP, [self.address, self.length, 0, 0, 0, 0]) };
     }
 }

@@ -1,7 +1,7 @@
 //! Threads of a program, by Linux's calls.
 
 use alloc::boxed::Box;
-use core::mem::offset_of;
+use core::mem::{ManuallyDrop, offset_of};
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::arch::{self, ProbeContext};
@@ -12,12 +12,12 @@ use crate::{Failure, failure};
 const STACK_SIZE: u64 = 64 << 10;
 const FUTEX_WAIT_PRIVATE: u64 = 128;
 
-/// A thread. It must be joined: its stack stays until it is.
+/// A thread. One that is not joined keeps its stack for ever.
 #[derive(Debug)]
 #[must_use]
 pub struct Thread {
     id: u64,
-    stack: Mapping,
+    stack: ManuallyDrop<Mapping>,
 }
 
 /// What stands above a thread's stack.
@@ -25,7 +25,7 @@ pub struct Thread {
 struct Top {
     /// First, where the thread's pointer points.
     context: ProbeContext,
-    /// Its number while it is there, and 0 then.
+    /// The thread's number while it lives; then 0.
     end: AtomicU32,
 }
 
@@ -39,7 +39,7 @@ impl Thread {
         // SAFETY: the mapping is of zeros, which is a `Top`, is aligned to pages, and stays until `join` has seen the
         // thread's end. `run` gets the box that was just given up, which may go to another thread.
         let id = unsafe { arch::spawn(top as u64, top.cast(), end_of(top), run, argument) };
-        result("clone", id).map(|id| Self { id, stack })
+        result("clone", id).map(|id| Self { id, stack: ManuallyDrop::new(stack) })
     }
 
     /// Its number.
@@ -48,12 +48,12 @@ impl Thread {
     }
 
     /// Waits for its end.
-    pub fn join(self) {
+    pub fn join(mut self) {
         // SAFETY: the mapping is there as long as this value, and all accesses to this word are atomic.
         let end = unsafe { AtomicU32::from_ptr(end_of(top_of(&self.stack))) };
         loop {
             match end.load(Ordering::Acquire) {
-                0 => return,
+                0 => break,
                 id => {
                     let arguments = [end.as_ptr() as u64, FUTEX_WAIT_PRIVATE, id.into(), 0, 0, 0];
                     // SAFETY: the kernel reads the word.
@@ -61,6 +61,8 @@ impl Thread {
                 }
             }
         }
+        // SAFETY: the thread has ended, and this value goes: nothing uses the stack any more.
+        unsafe { ManuallyDrop::drop(&mut self.stack) };
     }
 
     /// Sends it a signal.

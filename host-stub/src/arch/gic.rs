@@ -59,13 +59,14 @@ register_structs! {
 macro_rules! icc {
     (read $encoding:literal) => {{
         let value: u64;
-        // SAFETY: the GIC system registers are on (`start` has set SRE); acknowledging is meant.
+        // SAFETY: the GIC system registers are on (`start_cpu` has set SRE before all else); acknowledging is meant.
         unsafe { asm!(concat!("mrs {}, ", $encoding), out(reg) value, options(nostack)) };
         value
     }};
     (write $encoding:literal, $value:expr) => {{
         let value: u64 = $value;
-        // SAFETY: configures the CPU interface of this CPU, whose interrupts are masked.
+        // SAFETY: acts on this CPU's own interface, with interrupts masked; ICC_SGI1R_EL1 only makes an interrupt pending
+        // on a CPU that runs this kernel.
         unsafe { asm!(concat!("msr ", $encoding, ", {}"), "isb", in(reg) value, options(nostack)) };
     }};
 }

@@ -74,8 +74,10 @@ extern "C" fn secondary_entry(number: u64) -> ! {
         cpu.serve(&Hardware, aarch64_cpu::asm::wfe, || {
             if smp::start_interrupts() {
                 smp::work_as(number as usize);
+                smp::stop_interrupts();
+            } else {
+                log::error!("CPU {number} has no redistributor");
             }
-            smp::stop_interrupts();
         });
     }
     let answer = psci_call(psci::CPU_OFF, [0; 3]);

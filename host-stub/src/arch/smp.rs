@@ -30,14 +30,14 @@ unsafe impl Send for Shared {}
 static KERNEL: Mutex<Option<Shared>> = Mutex::new(None);
 static CONTROLLER: Once<Gic> = Once::new();
 
-/// CPUs that have been in the kernel and come again: bit by number.
+/// CPUs that may hold translations of the program: from their first time in the kernel to their last. Bit by number.
 static WORKING: AtomicU64 = AtomicU64::new(0);
-/// The bit of the one that is in it.
+/// The bit of the one that is in the kernel, or was last.
 static INSIDE: AtomicU64 = AtomicU64::new(0);
 /// What is to be forgotten: the argument of `TLBI VALE1`, or of `TLBI ASIDE1` where a whole address space is.
 static FORGET: AtomicU64 = AtomicU64::new(0);
 static WHOLE_SPACE: AtomicBool = AtomicBool::new(false);
-/// CPUs that have not done so yet.
+/// CPUs that were asked to forget it and have not yet.
 static ASKED: AtomicU64 = AtomicU64::new(0);
 /// CPUs that have waited for the kernel for long, and rest.
 static WAITING: AtomicU64 = AtomicU64::new(0);
@@ -69,7 +69,8 @@ pub fn start_controller(gic: Gic) -> bool {
     gic::start(gic) && start_interrupts()
 }
 
-/// Runs the program to its end, on this CPU and those that are called, which are off again then. Cleans up after it.
+/// Runs the program to its end, on this CPU and those that are called, which are off again then. Cleans up after it, but
+/// not if a CPU does not leave: that is the error.
 pub fn run(kernel: Kernel<'static>) -> Result<(Option<Ended>, Host<'static>), &'static str> {
     *KERNEL.lock() = Some(Shared(kernel));
     work_as(0);
@@ -91,7 +92,7 @@ pub fn work_as(number: usize) {
             }
         })
     });
-    // Whoever asks is in the kernel: nobody does between this and the last answer.
+    // With the kernel held nobody asks, so no request can name this CPU once its bit is gone.
     inside(own, |_| WORKING.fetch_and(!own, Ordering::Relaxed));
     paging::leave_program();
 }

@@ -1,6 +1,7 @@
 //! Memory: page frames, translation tables, regions, address spaces.
 //!
-//! The kernel is single-threaded (one CPU, interrupts masked at EL1), so nothing here has a lock.
+//! One CPU at a time is in the kernel, with interrupts masked, so nothing here has a lock. A frame is used again only when
+//! all CPUs have forgotten the page ([`space::AddressSpace`]).
 
 pub mod frames;
 pub mod regions;

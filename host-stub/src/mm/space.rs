@@ -194,8 +194,8 @@ impl AddressSpace {
             .any(|range| self.table.lookup(host.machine, range.start).is_some())
     }
 
-    /// Unmaps pages, and does something with their frames when no CPU can reach them any more. Other CPUs are asked once:
-    /// that costs more than the translations of other pages, which are forgotten too if it is about several.
+    /// Unmaps pages, and does something with their frames when no CPU can reach them any more. Of several,
+    /// the whole address space is forgotten: to ask the other CPUs once costs less than to ask for each page.
     fn unmap_pages(&self, host: &mut Host, range: Range<u64>, each: &mut dyn FnMut(&mut Host, Pfn)) {
         // One alone needs no list.
         let (mut first, mut more) = (None, Vec::new());

@@ -141,16 +141,19 @@ impl Process {
 
     /// Lets the thread handle a signal that it caused, or says how the program ends.
     pub fn deliver(&mut self, host: &mut Host, signal: Signal) -> Result<(), Ended> {
-        let before = self.thread.mask.blocked();
-        let action = self.actions.force(&mut self.thread.mask, signal.number).ok_or(Ended::Killed(signal))?;
+        let before = self.thread.signals.blocked();
+        let action =
+            self.actions.force(&mut self.thread.signals, signal.number).ok_or(Ended::Killed(signal))?;
         self.enter_handler(host, signal, action, before)
     }
 
     /// Lets the thread handle the signals that were sent to it, one in the handler of the other.
     pub fn deliver_sent(&mut self, host: &mut Host) -> Result<(), Ended> {
         loop {
-            let before = self.thread.mask.blocked();
-            let Some((number, fate)) = self.actions.next_sent(&mut self.thread.mask) else { return Ok(()) };
+            let before = self.thread.signals.blocked();
+            let Some((number, fate)) = self.actions.next_sent(&mut self.thread.signals) else {
+                return Ok(());
+            };
             let signal = Signal::sent(number, self.id);
             match fate {
                 Fate::Handled(action) => self.enter_handler(host, signal, action, before)?,
@@ -196,7 +199,7 @@ impl Process {
         let saved = saved.ok_or(Signal::no_mapping(at))?;
         // No handler changes what is not in its frame.
         self.thread.context = UserContext { tls: self.thread.context.tls, ..saved.context };
-        self.thread.mask.set_blocked(saved.mask);
+        self.thread.signals.set_blocked(saved.mask);
         host.machine.restore_fp(&saved.fp);
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Signals: what a program does about them, which of them a thread blocks, and what becomes of one.
 //!
-//! A signal that a thread causes itself (Linux's `force_sig_fault`) kills if it is blocked or ignored. One that another
-//! thread sends waits while it is blocked, and is forgotten if it is ignored.
+//! A signal that a thread causes itself (Linux's `force_sig_fault`) kills if it is blocked or ignored. One that was sent
+//! (`tgkill`) waits while it is blocked, and is forgotten if it is ignored.
 
 use crate::errno::Errno;
 
@@ -14,7 +14,11 @@ pub mod number {
     pub const SIGFPE: u32 = 8;
     pub const SIGKILL: u32 = 9;
     pub const SIGSEGV: u32 = 11;
+    pub const SIGCHLD: u32 = 17;
+    pub const SIGCONT: u32 = 18;
     pub const SIGSTOP: u32 = 19;
+    pub const SIGURG: u32 = 23;
+    pub const SIGWINCH: u32 = 28;
     pub const LAST: u32 = 64;
 }
 
@@ -128,17 +132,18 @@ const fn bit(number: u32) -> u64 {
 }
 
 const UNBLOCKABLE: u64 = bit(number::SIGKILL) | bit(number::SIGSTOP);
-/// Signals about which nothing is done by default: SIGCHLD, SIGCONT, SIGURG, SIGWINCH.
-const IDLE: u64 = bit(17) | bit(18) | bit(23) | bit(28);
+/// Signals about which nothing is done by default.
+const IGNORED_BY_DEFAULT: u64 =
+    bit(number::SIGCHLD) | bit(number::SIGCONT) | bit(number::SIGURG) | bit(number::SIGWINCH);
 
 /// The signals that a thread blocks, and those that were sent to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Mask {
+pub struct ThreadSignals {
     blocked: u64,
-    sent: u64,
+    pending: u64,
 }
 
-impl Mask {
+impl ThreadSignals {
     /// Signals that are blocked.
     pub fn blocked(&self) -> u64 {
         self.blocked
@@ -163,19 +168,19 @@ impl Mask {
 
     /// What a new thread of this one's begins with: nothing was sent to it.
     pub fn inherited(&self) -> Self {
-        Self { blocked: self.blocked, sent: 0 }
+        Self { blocked: self.blocked, pending: 0 }
     }
 
     /// A signal is sent. EINVAL if there is no such signal.
     pub fn send(&mut self, number: u64) -> Result<(), Errno> {
         let number = u32::try_from(number).ok().filter(|number| (1..=number::LAST).contains(number));
-        self.sent |= bit(number.ok_or(Errno::EINVAL)?);
+        self.pending |= bit(number.ok_or(Errno::EINVAL)?);
         Ok(())
     }
 
-    /// Whether a signal waits that is not blocked.
-    pub fn is_pending(&self) -> bool {
-        self.sent & !self.blocked != 0
+    /// Whether a signal is pending that is not blocked.
+    pub fn has_deliverable(&self) -> bool {
+        self.pending & !self.blocked != 0
     }
 
     /// Whether a signal is blocked.
@@ -183,13 +188,13 @@ impl Mask {
         u32::try_from(number).is_ok_and(|number| self.blocked & bit(number) != 0)
     }
 
-    /// Takes the lowest signal that waits and is not blocked.
+    /// Takes the lowest signal that is pending and not blocked.
     fn take(&mut self) -> Option<u32> {
-        let number = (self.sent & !self.blocked).trailing_zeros().wrapping_add(1);
+        let number = (self.pending & !self.blocked).trailing_zeros().wrapping_add(1);
         if number > number::LAST {
             return None;
         }
-        self.sent &= !bit(number);
+        self.pending &= !bit(number);
         Some(number)
     }
 }
@@ -238,34 +243,34 @@ impl Actions {
 
     /// Whether nothing is done about a signal.
     pub fn ignores(&self, number: u64) -> bool {
-        let idle = u32::try_from(number).is_ok_and(|number| IDLE & bit(number) != 0);
+        let idle = u32::try_from(number).is_ok_and(|number| IGNORED_BY_DEFAULT & bit(number) != 0);
         self.action(number)
             .is_ok_and(|action| action.handler == SIG_IGN || (action.handler == SIG_DFL && idle))
     }
 
     /// The handler that gets a signal which the thread has caused, or `None` if it kills. A handler that is returned has
     /// its mask applied; the mask that its frame must restore is read before.
-    pub fn force(&mut self, mask: &mut Mask, number: u32) -> Option<Action> {
+    pub fn force(&mut self, mask: &mut ThreadSignals, number: u32) -> Option<Action> {
         match self.fate(mask, number) {
             Fate::Handled(action) => Some(action),
             Fate::Ignored | Fate::Kills => None,
         }
     }
 
-    /// The next signal that was sent to the thread, and what becomes of it. Of a handler, as for [`Actions::force`].
-    pub fn next_sent(&mut self, mask: &mut Mask) -> Option<(u32, Fate)> {
+    /// Takes the next signal that can be delivered, and says what becomes of it. The mask of a handler is applied, as by
+    /// [`Actions::force`].
+    pub fn next_sent(&mut self, mask: &mut ThreadSignals) -> Option<(u32, Fate)> {
         let number = mask.take()?;
         Some((number, self.fate(mask, number)))
     }
 
-    fn fate(&mut self, mask: &mut Mask, number: u32) -> Fate {
+    fn fate(&mut self, mask: &mut ThreadSignals, number: u32) -> Fate {
         let Ok(action) = self.action(number.into()) else { return Fate::Kills };
-        match action.handler {
-            SIG_IGN => return Fate::Ignored,
-            SIG_DFL if IDLE & bit(number) != 0 => return Fate::Ignored,
-            SIG_DFL => return Fate::Kills,
-            _ if mask.blocked & bit(number) != 0 => return Fate::Kills,
-            _ => (),
+        if self.ignores(number.into()) {
+            return Fate::Ignored;
+        }
+        if action.handler == SIG_DFL || mask.blocked & bit(number) != 0 {
+            return Fate::Kills;
         }
         let own = if action.flags & SA_NODEFER != 0 { 0 } else { bit(number) };
         mask.set_blocked(mask.blocked | action.mask | own);
@@ -281,11 +286,11 @@ impl Actions {
 mod tests {
     use super::*;
 
-    fn handled() -> (Actions, Mask) {
+    fn handled() -> (Actions, ThreadSignals) {
         let mut actions = Actions::default();
         let action = Action { handler: 0x40_0000, flags: SA_SIGINFO, restorer: 0, mask: 0 };
         actions.set_action(7, action).unwrap();
-        (actions, Mask::default())
+        (actions, ThreadSignals::default())
     }
 
     #[test]
@@ -300,7 +305,7 @@ mod tests {
 
     #[test]
     fn without_a_handler_it_kills() {
-        let (mut actions, mut mask) = (Actions::default(), Mask::default());
+        let (mut actions, mut mask) = (Actions::default(), ThreadSignals::default());
         assert_eq!(actions.force(&mut mask, number::SIGSEGV), None);
         actions.set_action(11, Action { handler: SIG_IGN, ..Action::default() }).unwrap();
         assert_eq!(actions.force(&mut mask, number::SIGSEGV), None);
@@ -318,7 +323,7 @@ mod tests {
 
     #[test]
     fn kill_and_stop_have_no_handler_and_no_mask() {
-        let (mut actions, mut mask) = (Actions::default(), Mask::default());
+        let (mut actions, mut mask) = (Actions::default(), ThreadSignals::default());
         for number in [0, 9, 65] {
             assert_eq!(actions.set_action(number, Action::default()), Err(Errno::EINVAL));
         }
@@ -332,10 +337,10 @@ mod tests {
         let (mut actions, mut mask) = handled();
         mask.set_blocked(1 << 6);
         mask.send(7).unwrap();
-        assert_eq!((mask.is_pending(), actions.next_sent(&mut mask)), (false, None));
-        assert_eq!(mask.inherited().sent, 0);
+        assert_eq!((mask.has_deliverable(), actions.next_sent(&mut mask)), (false, None));
+        assert_eq!(mask.inherited().pending, 0);
         mask.set_blocked(0);
-        assert!(mask.is_pending());
+        assert!(mask.has_deliverable());
         assert!(matches!(actions.next_sent(&mut mask), Some((7, Fate::Handled(_)))));
         mask.set_blocked(0);
         assert_eq!(actions.next_sent(&mut mask), None);

@@ -1,7 +1,7 @@
 //! A thread of a program: registers, signals, and the vCPU that it runs, if it runs one.
 
 use super::context::{FpState, UserContext};
-use super::signal::Mask;
+use super::signal::ThreadSignals;
 use crate::kvm::run::Entry;
 
 /// A thread.
@@ -14,7 +14,7 @@ pub struct Thread {
     /// Its FP/SIMD registers, while no CPU has them.
     pub fp: FpState,
     /// What it blocks, and what was sent to it.
-    pub mask: Mask,
+    pub signals: ThreadSignals,
     /// Where a zero is written when it ends, and a waiter woken (`set_tid_address`); 0: nowhere.
     pub clear_at_end: u64,
     /// Its `KVM_RUN` is under way, and this is what EL2 is asked next.

@@ -11,6 +11,7 @@ use crate::kernel::Kernel;
 use crate::process::Ended;
 use crate::schedule::After;
 use crate::threads::Wait;
+use thread::Futex;
 
 /// Numbers.
 #[expect(missing_docs, reason = "Linux's own names")]
@@ -69,8 +70,8 @@ pub fn dispatch(kernel: &mut Kernel<'_>) -> Result<After, Ended> {
         nr::EXIT_GROUP => return Err(Ended::Exit(a as i32)),
         nr::SET_TID_ADDRESS => thread::set_tid_address(kernel, a),
         nr::FUTEX => match thread::futex(kernel, [a, b, c, d, e, f]) {
-            Ok(Err(wait)) => return Ok(After::Wait(wait)),
-            Ok(Ok(count)) => Ok(count),
+            Ok(Futex::Wait(wait)) => return Ok(After::Wait(wait)),
+            Ok(Futex::Woken(count)) => Ok(count),
             Err(error) => Err(error),
         },
         nr::GETPID => Ok(kernel.process.id),

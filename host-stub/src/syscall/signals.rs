@@ -42,11 +42,11 @@ pub fn rt_sigprocmask(
         return Err(Errno::EINVAL);
     }
     let (host, process) = (&mut kernel.host, &mut kernel.process);
-    let before = process.thread.mask.blocked();
+    let before = process.thread.signals.blocked();
     if new != 0 {
         let mut bytes = [0; 8];
         process.space.read(host, new, &mut bytes)?;
-        process.thread.mask.change_blocked(how, u64::from_le_bytes(bytes))?;
+        process.thread.signals.change_blocked(how, u64::from_le_bytes(bytes))?;
     }
     if old != 0 {
         process.space.write(host, old, &before.to_le_bytes())?;

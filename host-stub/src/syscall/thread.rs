@@ -41,7 +41,8 @@ const FUTEX_PRIVATE: u64 = 128;
 /// Threads that a program may have.
 const MAX_THREADS: usize = 64;
 
-/// `clone`, for threads of the program alone: EINVAL for anything else, EAGAIN if there are too many.
+/// `clone`, for threads of the program alone: EINVAL for anything else, EAGAIN if there are too many, EFAULT
+/// if its number cannot be written.
 pub fn clone(
     kernel: &mut Kernel<'_>,
     [flags, stack, parent, tls, child, ..]: [u64; 6],
@@ -59,8 +60,12 @@ pub fn clone(
         }
     }
     let caller = &kernel.process.thread;
-    let mut thread =
-        Box::new(Thread { id, mask: caller.mask.inherited(), context: caller.context, ..Thread::default() });
+    let mut thread = Box::new(Thread {
+        id,
+        signals: caller.signals.inherited(),
+        context: caller.context,
+        ..Thread::default()
+    });
     kernel.host.machine.save_fp(&mut thread.fp);
     thread.set_result(Ok(0));
     if stack != 0 {
@@ -98,11 +103,21 @@ pub fn exit(kernel: &mut Kernel<'_>, code: i32) -> Result<After, Ended> {
     Ok(After::Exit)
 }
 
-/// `futex`: `FUTEX_WAIT` and `FUTEX_WAKE`.
+/// What a `futex` has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Futex {
+    /// It has woken so many.
+    Woken(u64),
+    /// The thread waits.
+    Wait(Wait),
+}
+
+/// `futex`: `FUTEX_WAIT` (EAGAIN if the word is another) and `FUTEX_WAKE`. EINVAL for an unaligned address, EFAULT for one
+/// that cannot be read, ENOSYS for all other operations.
 pub fn futex(
     kernel: &mut Kernel<'_>,
     [address, operation, value, timeout, ..]: [u64; 6],
-) -> Result<Result<u64, Wait>, Errno> {
+) -> Result<Futex, Errno> {
     if !address.is_multiple_of(4) {
         return Err(Errno::EINVAL);
     }
@@ -117,9 +132,9 @@ pub fn futex(
             if u32::from_le_bytes(bytes) != value as u32 {
                 return Err(Errno::EAGAIN);
             }
-            Ok(Err(Wait::Futex { address, deadline }))
+            Ok(Futex::Wait(Wait::Futex { address, deadline }))
         }
-        FUTEX_WAKE => Ok(Ok(wake(kernel, address, value as u32 as usize))),
+        FUTEX_WAKE => Ok(Futex::Woken(wake(kernel, address, value as u32 as usize))),
         _ => Err(Errno::ENOSYS),
     }
 }
@@ -147,10 +162,10 @@ pub fn tgkill(kernel: &mut Kernel<'_>, group: u64, id: u64, number: u64) -> Resu
         return Ok(0);
     }
     // As in Linux, what is ignored is forgotten at once, and interrupts nothing.
-    if kernel.process.actions.ignores(number) && !thread.mask.blocks(number) {
+    if kernel.process.actions.ignores(number) && !thread.signals.blocks(number) {
         return Ok(0);
     }
-    thread.mask.send(number)?;
+    thread.signals.send(number)?;
     if let Some(cpu) = kick {
         kernel.host.machine.kick(cpu);
     }
@@ -159,7 +174,7 @@ pub fn tgkill(kernel: &mut Kernel<'_>, group: u64, id: u64, number: u64) -> Resu
     Ok(0)
 }
 
-/// `getcpu`; there is one node.
+/// `getcpu`; there is one node. EFAULT.
 pub fn getcpu(kernel: &mut Kernel<'_>, cpu: u64, node: u64) -> Result<u64, Errno> {
     let number = kernel.cpu as u32;
     for (address, value) in [(cpu, number), (node, 0)] {
@@ -170,7 +185,7 @@ pub fn getcpu(kernel: &mut Kernel<'_>, cpu: u64, node: u64) -> Result<u64, Errno
     Ok(0)
 }
 
-/// `sched_getaffinity`: a thread may run on every CPU that there is.
+/// `sched_getaffinity`: a thread may run on every CPU that there is. EINVAL for a size that has no room for them, EFAULT.
 pub fn sched_getaffinity(kernel: &mut Kernel<'_>, size: u64, mask: u64) -> Result<u64, Errno> {
     const SIZE: u64 = 8;
     if size < SIZE || !size.is_multiple_of(SIZE) {

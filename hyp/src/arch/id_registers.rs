@@ -4,15 +4,15 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// What is hidden of a register in the space Op0=3, Op1=0, CRn=0, CRm 1 to 7 (Arm ARM, D24.2: fields have four bits).
+/// What is hidden of a register, of which `Features::hides_something` must know, in the space Op0=3, Op1=0, CRn=0, CRm 1 to 7 (Arm ARM, D24.2: fields have four bits).
 pub const fn hidden(crm: u64, op2: u64) -> u64 {
     match (crm, op2) {
         // ID_AA64PFR0_EL1: SVE.
         (4, 0) => 0xf << 32,
         // ID_AA64PFR1_EL1: MTE, SME, MTE_frac, GCS, THE, MTEX.
         (4, 1) => 0xf << 8 | 0xf << 24 | 0xfff << 40 | 0xf << 52,
-        // ID_AA64PFR2_EL1 (more of MTE; FPMR, which needs HCRX_EL2.EnFPM), ID_AA64ZFR0_EL1 and ID_AA64SMFR0_EL1, which
-        // describe what is hidden, ID_AA64FPFR0_EL1 (what FPMR is for).
+        // ID_AA64PFR2_EL1 (more of MTE; FPMR, which needs HCRX_EL2.EnFPM; and whatever it will name), ID_AA64ZFR0_EL1 and
+        // ID_AA64SMFR0_EL1, which describe what is hidden, ID_AA64FPFR0_EL1 (what FPMR is for).
         (4, 2 | 4 | 5 | 7) => u64::MAX,
         // ID_AA64ISAR1_EL1: LS64.
         (6, 1) => 0xf << 60,

@@ -79,6 +79,11 @@ fn two<'m>(machine: &'m FakeMachine) -> (Kernel<'m>, At, At) {
     (kernel, first, second)
 }
 
+fn handles_sigusr1(kernel: &mut Kernel<'_>) {
+    let action = Action { handler: 0x40_0008, ..Action::default() };
+    kernel.process.actions.set_action(SIGUSR1, action).unwrap();
+}
+
 #[test]
 fn a_new_thread_has_a_stack_a_pointer_and_a_number_of_its_own() {
     let machine = FakeMachine::new(128);
@@ -182,8 +187,7 @@ fn a_wait_looks_at_the_word_and_has_an_end() {
 fn a_signal_brings_its_thread_into_the_kernel_and_to_its_handler() {
     let machine = FakeMachine::new(128);
     let (mut kernel, first, second) = two(&machine);
-    let action = Action { handler: 0x40_0008, ..Action::default() };
-    kernel.process.actions.set_action(SIGUSR1, action).unwrap();
+    handles_sigusr1(&mut kernel);
     machine.events();
     let first = kernel.at(0, calls(&first, nr::TGKILL, &[1, 2, SIGUSR1]));
     assert_eq!((result(&first), machine.events()), (0, alloc::vec![Event::Kick(1)]));
@@ -210,8 +214,7 @@ fn a_signal_that_is_ignored_interrupts_nothing() {
 fn a_signal_that_comes_while_a_thread_is_on_its_way_to_wait_is_not_lost() {
     let machine = FakeMachine::new(128);
     let (mut kernel, first, second) = two(&machine);
-    let action = Action { handler: 0x40_0008, ..Action::default() };
-    kernel.process.actions.set_action(SIGUSR1, action).unwrap();
+    handles_sigusr1(&mut kernel);
     kernel.at(0, calls(&first, nr::TGKILL, &[1, 2, SIGUSR1]));
     let woken = kernel.at(1, calls(&second, nr::FUTEX, &[DATA + 72, FUTEX_WAIT, 0]));
     assert_eq!(context(&woken).pc, 0x40_0008);
@@ -223,13 +226,14 @@ fn a_signal_that_comes_while_a_thread_is_on_its_way_to_wait_is_not_lost() {
 fn a_signal_ends_a_wait() {
     let machine = FakeMachine::new(128);
     let (mut kernel, first, second) = two(&machine);
-    let action = Action { handler: 0x40_0008, ..Action::default() };
-    kernel.process.actions.set_action(SIGUSR1, action).unwrap();
+    handles_sigusr1(&mut kernel);
     assert!(matches!(kernel.at(1, calls(&second, nr::FUTEX, &[DATA + 72, FUTEX_WAIT, 0])).job, Job::Rest));
     let first = kernel.at(0, calls(&first, nr::TGKILL, &[1, 2, SIGUSR1]));
     assert_eq!(result(&first), 0);
     let woken = kernel.at(1, rested());
     assert_eq!(context(&woken).pc, 0x40_0008);
+    let back = kernel.at(1, calls(&woken, nr::RT_SIGRETURN, &[]));
+    assert_eq!(result(&back), Errno::EINTR.to_word() as i64);
 }
 
 const RUN: u64 = 0xae80;
@@ -278,8 +282,7 @@ fn a_vcpu_that_a_thread_runs_is_waited_for() {
 fn a_signal_calls_a_vcpu_back() {
     let machine = FakeMachine::new(128);
     let (mut kernel, first, second) = two(&machine);
-    let action = Action { handler: 0x40_0008, ..Action::default() };
-    kernel.process.actions.set_action(SIGUSR1, action).unwrap();
+    handles_sigusr1(&mut kernel);
     let vcpu = vcpu(&mut kernel);
     let second = kernel.at(1, calls(&second, nr::IOCTL, &[vcpu, RUN]));
     machine.exits(&[Exit::Interrupted, Exit::Interrupted, Exit::SystemOff]);
@@ -299,8 +302,7 @@ fn a_signal_calls_a_vcpu_back() {
 fn a_signal_keeps_the_answer_to_a_guests_call() {
     let machine = FakeMachine::new(128);
     let (mut kernel, first, second) = two(&machine);
-    let action = Action { handler: 0x40_0008, ..Action::default() };
-    kernel.process.actions.set_action(SIGUSR1, action).unwrap();
+    handles_sigusr1(&mut kernel);
     let vcpu = vcpu(&mut kernel);
     let second = kernel.at(1, calls(&second, nr::IOCTL, &[vcpu, RUN]));
     kernel.at(0, calls(&first, nr::TGKILL, &[1, 2, SIGUSR1]));

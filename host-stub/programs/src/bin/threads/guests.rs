@@ -48,7 +48,7 @@ pub(crate) fn many(steps: &mut Steps) -> Result<(), Failure> {
             cpus.fetch_or(1 << thread::cpu(), Ordering::Relaxed);
         }
     };
-    let threads = for_each_other_cpu(|_| {
+    let threads = for_each_other_cpu(|| {
         let results = results.clone();
         Thread::spawn(move || run(&results))
     })?;
@@ -127,7 +127,7 @@ pub(crate) fn unshare(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
     }
     let watch = Arc::new(Watch::default());
     let address = machine.mapping().address(offset);
-    let threads = for_each_other_cpu(|_| {
+    let threads = for_each_other_cpu(|| {
         let watch = watch.clone();
         // The kernel's own word for a page that it does not map: EL2's would be BUS_OBJERR.
         Thread::spawn(move || watch.use_page(address, GREETING, (signal::SIGBUS, signal::BUS_ADRERR)))

@@ -72,7 +72,7 @@ pub(crate) fn unmap(steps: &mut Steps) -> Result<(), Failure> {
         page.store(0, MARK).map_err(|signal| failure!("a page of its own: {signal}"))?;
         let watch = Arc::new(Watch::default());
         let address = page.address(0);
-        let threads = for_each_other_cpu(|_| {
+        let threads = for_each_other_cpu(|| {
             let watch = watch.clone();
             Thread::spawn(move || watch.use_page(address, MARK, (signal::SIGSEGV, signal::SEGV_MAPERR)))
         })?;

@@ -39,9 +39,9 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
 
 /// One thread for each CPU but this one's, or one if there is no other.
 pub(crate) fn for_each_other_cpu(
-    mut spawn: impl FnMut(u64) -> Result<Thread, Failure>,
+    mut spawn: impl FnMut() -> Result<Thread, Failure>,
 ) -> Result<Vec<Thread>, Failure> {
-    (0..thread::cpus()?.max(2) - 1).map(&mut spawn).collect()
+    (1..thread::cpus()?.max(2)).map(|_| spawn()).collect()
 }
 
 /// Waits until something holds; whether it came to that. Gives way at first, and lets the CPU rest then.
@@ -64,28 +64,28 @@ static ROUNDS: AtomicU64 = AtomicU64::new(0);
 /// Rounds in which threads wait for each other.
 const MEETINGS: u64 = 50;
 
+/// Notes where this thread is; whether one was on every CPU.
+fn all_seen(cpus: u64) -> bool {
+    SEEN.fetch_or(1 << thread::cpu(), Ordering::Relaxed);
+    u64::from(SEEN.load(Ordering::Relaxed).count_ones()) == cpus
+}
+
 /// Threads run on all CPUs, and wait for each other.
 fn work(steps: &mut Steps) -> Result<(), Failure> {
     let cpus = thread::cpus()?;
     steps.tell(format_args!("There are {cpus} CPUs, and a thread for each, which note where they are."));
-    let threads = for_each_other_cpu(|_| {
+    let threads = for_each_other_cpu(|| {
         Thread::spawn(move || {
-            wait_until(|| {
-                SEEN.fetch_or(1 << thread::cpu(), Ordering::Relaxed);
-                SEEN.load(Ordering::Relaxed).count_ones() as u64 == cpus
-            });
+            wait_until(|| all_seen(cpus));
         })
     })?;
-    let all = wait_until(|| {
-        SEEN.fetch_or(1 << thread::cpu(), Ordering::Relaxed);
-        SEEN.load(Ordering::Relaxed).count_ones() as u64 == cpus
-    });
+    let all = wait_until(|| all_seen(cpus));
     threads.into_iter().for_each(Thread::join);
     let seen = SEEN.load(Ordering::Relaxed);
     steps.check("threads-run-on-all-cpus", format_args!("{cpus} CPUs"), format_args!("CPUs {seen:#b}"), all);
 
     let others = cpus.max(2) - 1;
-    let threads = for_each_other_cpu(|_| {
+    let threads = for_each_other_cpu(|| {
         Thread::spawn(move || {
             for round in 1..=MEETINGS {
                 ROUNDS.fetch_add(1, Ordering::Relaxed);
