@@ -8,6 +8,9 @@ use crate::mm::Pfn;
 use crate::process::context::{FpState, UserContext};
 use crate::secondary::Secondary;
 
+/// Nanoseconds between two ticks of each CPU's timer.
+pub const TICK: u64 = 10_000_000;
+
 /// An access of the kernel that EL2 (or the MMU) refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abort {

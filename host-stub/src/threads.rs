@@ -10,11 +10,9 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use crate::errno::Errno;
+use crate::machine::TICK;
 use crate::process::thread::Thread;
 use crate::secondary::MAX_CPUS;
-
-/// Nanoseconds after which what could not be done is tried again: those between two ticks.
-const TICK: u64 = 10_000_000;
 
 /// What a thread waits for. Times are those of [`crate::machine::Machine::now`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use alloc::string::String;
 
-use crate::steps::format;
+use crate::steps::{Steps, format};
 
 /// What [`Census::difference`] says if there is none.
 pub const NO_DIFFERENCE: &str = "no difference";
@@ -50,6 +50,20 @@ impl Census {
         compare("metadata bytes", self.metadata, now.metadata);
         if text.is_empty() { NO_DIFFERENCE.into() } else { text }
     }
+}
+
+/// The step that ends a story: what was counted before it and what is counted now differ in nothing. Skipped where the
+/// hypervisor does not count, for want of test calls.
+pub fn check_unchanged(before: Option<Census>, now: Option<Census>, steps: &mut Steps) {
+    const NAME: &str = "census-is-that-of-the-start";
+    let (Some(before), Some(now)) = (before, now) else {
+        steps.skip(NAME, "this build of the hypervisor has no test calls");
+        return;
+    };
+    steps.tell(format_args!("  before: {before}"));
+    steps.tell(format_args!("  now:    {now}"));
+    let difference = before.difference(&now);
+    steps.check(NAME, NO_DIFFERENCE, &difference, difference == NO_DIFFERENCE);
 }
 
 impl core::fmt::Display for Census {

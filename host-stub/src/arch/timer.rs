@@ -2,13 +2,13 @@
 
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTP_CTL_EL0, CNTP_TVAL_EL0, CNTVCT_EL0, Readable, Writeable};
 
-/// Ticks a second.
-const TICKS: u64 = 100;
+use crate::machine::TICK;
+
 const NANOSECONDS: u64 = 1_000_000_000;
 
 /// Arms the timer for the next tick. Ends the one that is due.
 pub fn arm() {
-    CNTP_TVAL_EL0.set(CNTFRQ_EL0.get() / TICKS);
+    CNTP_TVAL_EL0.set(CNTFRQ_EL0.get() / (NANOSECONDS / TICK));
     CNTP_CTL_EL0.write(CNTP_CTL_EL0::ENABLE::SET);
 }
 

@@ -250,8 +250,8 @@ impl Actions {
 
     /// The handler that gets a signal which the thread has caused, or `None` if it kills. A handler that is returned has
     /// its mask applied; the mask that its frame must restore is read before.
-    pub fn force(&mut self, mask: &mut ThreadSignals, number: u32) -> Option<Action> {
-        match self.fate(mask, number) {
+    pub fn force(&mut self, signals: &mut ThreadSignals, number: u32) -> Option<Action> {
+        match self.fate(signals, number) {
             Fate::Handled(action) => Some(action),
             Fate::Ignored | Fate::Kills => None,
         }
@@ -259,21 +259,21 @@ impl Actions {
 
     /// Takes the next signal that can be delivered, and says what becomes of it. The mask of a handler is applied, as by
     /// [`Actions::force`].
-    pub fn next_sent(&mut self, mask: &mut ThreadSignals) -> Option<(u32, Fate)> {
-        let number = mask.take()?;
-        Some((number, self.fate(mask, number)))
+    pub fn next_sent(&mut self, signals: &mut ThreadSignals) -> Option<(u32, Fate)> {
+        let number = signals.take()?;
+        Some((number, self.fate(signals, number)))
     }
 
-    fn fate(&mut self, mask: &mut ThreadSignals, number: u32) -> Fate {
+    fn fate(&mut self, signals: &mut ThreadSignals, number: u32) -> Fate {
         let Ok(action) = self.action(number.into()) else { return Fate::Kills };
         if self.ignores(number.into()) {
             return Fate::Ignored;
         }
-        if action.handler == SIG_DFL || mask.blocked & bit(number) != 0 {
+        if action.handler == SIG_DFL || signals.blocked & bit(number) != 0 {
             return Fate::Kills;
         }
         let own = if action.flags & SA_NODEFER != 0 { 0 } else { bit(number) };
-        mask.set_blocked(mask.blocked | action.mask | own);
+        signals.set_blocked(signals.blocked | action.mask | own);
         if action.flags & SA_RESETHAND != 0 {
             // A signal that has a handler may have another.
             let _ = self.set_action(number.into(), Action { handler: SIG_DFL, ..action });
@@ -295,70 +295,70 @@ mod tests {
 
     #[test]
     fn a_signal_is_blocked_in_its_handler_and_then_kills() {
-        let (mut actions, mut mask) = handled();
-        assert!(actions.force(&mut mask, 7).is_some());
-        assert_eq!(mask.blocked(), 1 << 6);
-        assert!(actions.force(&mut mask, 7).is_none());
-        mask.change_blocked(1, 1 << 6).unwrap();
-        assert!(actions.force(&mut mask, 7).is_some());
+        let (mut actions, mut signals) = handled();
+        assert!(actions.force(&mut signals, 7).is_some());
+        assert_eq!(signals.blocked(), 1 << 6);
+        assert!(actions.force(&mut signals, 7).is_none());
+        signals.change_blocked(1, 1 << 6).unwrap();
+        assert!(actions.force(&mut signals, 7).is_some());
     }
 
     #[test]
     fn without_a_handler_it_kills() {
-        let (mut actions, mut mask) = (Actions::default(), ThreadSignals::default());
-        assert_eq!(actions.force(&mut mask, number::SIGSEGV), None);
+        let (mut actions, mut signals) = (Actions::default(), ThreadSignals::default());
+        assert_eq!(actions.force(&mut signals, number::SIGSEGV), None);
         actions.set_action(11, Action { handler: SIG_IGN, ..Action::default() }).unwrap();
-        assert_eq!(actions.force(&mut mask, number::SIGSEGV), None);
+        assert_eq!(actions.force(&mut signals, number::SIGSEGV), None);
     }
 
     #[test]
     fn flags_of_the_action_hold() {
-        let (mut actions, mut mask) = handled();
+        let (mut actions, mut signals) = handled();
         let action = actions.action(7).unwrap();
         actions.set_action(7, Action { flags: SA_NODEFER | SA_RESETHAND, mask: 1 << 10, ..action }).unwrap();
-        assert!(actions.force(&mut mask, 7).is_some());
-        assert_eq!(mask.blocked(), 1 << 10);
-        assert_eq!(actions.force(&mut mask, 7), None);
+        assert!(actions.force(&mut signals, 7).is_some());
+        assert_eq!(signals.blocked(), 1 << 10);
+        assert_eq!(actions.force(&mut signals, 7), None);
     }
 
     #[test]
     fn kill_and_stop_have_no_handler_and_no_mask() {
-        let (mut actions, mut mask) = (Actions::default(), ThreadSignals::default());
+        let (mut actions, mut signals) = (Actions::default(), ThreadSignals::default());
         for number in [0, 9, 65] {
             assert_eq!(actions.set_action(number, Action::default()), Err(Errno::EINVAL));
         }
-        mask.set_blocked(u64::MAX);
-        assert_eq!(mask.blocked() & UNBLOCKABLE, 0);
-        assert_eq!(mask.change_blocked(3, 0), Err(Errno::EINVAL));
+        signals.set_blocked(u64::MAX);
+        assert_eq!(signals.blocked() & UNBLOCKABLE, 0);
+        assert_eq!(signals.change_blocked(3, 0), Err(Errno::EINVAL));
     }
 
     #[test]
     fn a_signal_that_is_sent_waits_while_it_is_blocked() {
-        let (mut actions, mut mask) = handled();
-        mask.set_blocked(1 << 6);
-        mask.send(7).unwrap();
-        assert_eq!((mask.has_deliverable(), actions.next_sent(&mut mask)), (false, None));
-        assert_eq!(mask.inherited().pending, 0);
-        mask.set_blocked(0);
-        assert!(mask.has_deliverable());
-        assert!(matches!(actions.next_sent(&mut mask), Some((7, Fate::Handled(_)))));
-        mask.set_blocked(0);
-        assert_eq!(actions.next_sent(&mut mask), None);
+        let (mut actions, mut signals) = handled();
+        signals.set_blocked(1 << 6);
+        signals.send(7).unwrap();
+        assert_eq!((signals.has_deliverable(), actions.next_sent(&mut signals)), (false, None));
+        assert_eq!(signals.inherited().pending, 0);
+        signals.set_blocked(0);
+        assert!(signals.has_deliverable());
+        assert!(matches!(actions.next_sent(&mut signals), Some((7, Fate::Handled(_)))));
+        signals.set_blocked(0);
+        assert_eq!(actions.next_sent(&mut signals), None);
         for number in [0, 65, u64::MAX] {
-            assert_eq!(mask.send(number), Err(Errno::EINVAL));
+            assert_eq!(signals.send(number), Err(Errno::EINVAL));
         }
     }
 
     #[test]
     fn a_signal_without_handler_kills_unless_it_is_ignored_or_idle() {
-        let (mut actions, mut mask) = handled();
+        let (mut actions, mut signals) = handled();
         actions.set_action(10, Action { handler: SIG_IGN, ..Action::default() }).unwrap();
         for number in [64, 17, 10] {
-            mask.send(number).unwrap();
+            signals.send(number).unwrap();
         }
-        assert_eq!(actions.next_sent(&mut mask), Some((10, Fate::Ignored)));
-        assert_eq!(actions.next_sent(&mut mask), Some((17, Fate::Ignored)));
-        assert_eq!(actions.next_sent(&mut mask), Some((64, Fate::Kills)));
+        assert_eq!(actions.next_sent(&mut signals), Some((10, Fate::Ignored)));
+        assert_eq!(actions.next_sent(&mut signals), Some((17, Fate::Ignored)));
+        assert_eq!(actions.next_sent(&mut signals), Some((64, Fate::Kills)));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The choice of the story, and what holds after each.
 
-use host_programs::census::NO_DIFFERENCE;
+use host_programs::census::check_unchanged;
 use host_programs::cpu::Cpu;
 use host_programs::deed::Deed;
 use host_programs::steps::Steps;
@@ -26,13 +26,6 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
         [_, "power"] => power::go_and_come(&deed, steps)?,
         _ => return Err(failure!("there is no story {arguments:?}")),
     }
-    let name = "census-is-that-of-the-start";
-    match (before, deed.census()?) {
-        (Some(before), Some(now)) => {
-            let difference = before.difference(&now);
-            steps.check(name, NO_DIFFERENCE, &difference, difference == NO_DIFFERENCE);
-        }
-        _ => steps.skip(name, "this build of the hypervisor has no test calls"),
-    }
+    check_unchanged(before, deed.census()?, steps);
     Ok(())
 }

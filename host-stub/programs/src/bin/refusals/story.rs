@@ -1,6 +1,6 @@
 //! The order of the attempts.
 
-use host_programs::census::NO_DIFFERENCE;
+use host_programs::census::check_unchanged;
 use host_programs::deed::Deed;
 use host_programs::steps::Steps;
 use host_programs::{Failure, failure};
@@ -32,19 +32,6 @@ pub(crate) fn main(_: &[&str], steps: &mut Steps) -> Result<(), Failure> {
     steps.tell("The host lends pages to VMs without protection, in the wrong order.");
     life::plain_vms(&deed, steps)?;
 
-    match (before, deed.census()?) {
-        (Some(before), Some(now)) => {
-            steps.tell(format_args!("  before: {before}"));
-            steps.tell(format_args!("  now:    {now}"));
-            let difference = before.difference(&now);
-            steps.check(
-                "census-is-that-of-the-start",
-                NO_DIFFERENCE,
-                &difference,
-                difference == NO_DIFFERENCE,
-            );
-        }
-        _ => steps.skip("census-is-that-of-the-start", "this build of the hypervisor has no test calls"),
-    }
+    check_unchanged(before, deed.census()?, steps);
     Ok(())
 }

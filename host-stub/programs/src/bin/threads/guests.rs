@@ -125,17 +125,10 @@ pub(crate) fn unshare(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
         let stored = machine.mapping().store(offset + page * PAGE_SIZE + 8, ANSWER);
         stored.map_err(|signal| failure!("a shared page: {signal}"))?;
     }
-    let watch = Arc::new(Watch::default());
-    let address = machine.mapping().address(offset);
-    let threads = for_each_other_cpu(|| {
-        let watch = watch.clone();
-        // The kernel's own word for a page that it does not map: EL2's would be BUS_OBJERR.
-        Thread::spawn(move || watch.use_page(address, GREETING, (signal::SIGBUS, signal::BUS_ADRERR)))
-    })?;
+    // The kernel's own word for a page that it does not map: EL2's would be BUS_OBJERR.
+    let gone = (signal::SIGBUS, signal::BUS_ADRERR);
+    let (watch, threads) = Watch::begin(machine.mapping().address(offset), GREETING, gone)?;
     let count = threads.len() as u64;
-    if !wait_until(|| watch.began.load(Ordering::Relaxed) == count) {
-        return Err(failure!("the threads do not come to the shared page"));
-    }
     let asked = deed.stats()?.unshares;
     let [phase, ..] = machine.run_to_phase(steps)?;
     watch.is_gone();

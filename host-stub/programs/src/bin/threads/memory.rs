@@ -1,6 +1,7 @@
 //! A page goes from under the threads that use it.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use host_programs::arch::probe_load;
@@ -21,8 +22,8 @@ const MARK: u64 = 0x7e11_7a1e_b0a7_9a6e;
 pub(crate) struct Watch {
     /// It was unmapped before this was set: no load may succeed after.
     gone: AtomicU64,
-    /// Threads that have loaded from it.
-    pub(crate) began: AtomicU64,
+    /// Threads that have loaded from it for some time.
+    began: AtomicU64,
     /// Threads that have lost it as they should: with this signal.
     pub(crate) lost: AtomicU64,
     /// Loads that succeeded although it was gone, or brought what nobody had stored there.
@@ -30,8 +31,26 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Loads until the page is gone, which is this signal with this code.
-    pub(crate) fn use_page(&self, address: u64, expected: u64, wanted: (u64, u32)) {
+    /// Lets a thread on each other CPU use a page until it is gone, which is this signal with this code. Returns when all
+    /// do.
+    pub(crate) fn begin(
+        address: u64,
+        expected: u64,
+        wanted: (u64, u32),
+    ) -> Result<(Arc<Self>, Vec<Thread>), Failure> {
+        let watch = Arc::new(Self::default());
+        let threads = for_each_other_cpu(|| {
+            let watch = watch.clone();
+            Thread::spawn(move || watch.use_page(address, expected, wanted))
+        })?;
+        let count = threads.len() as u64;
+        if !wait_until(|| watch.began.load(Ordering::Relaxed) == count) {
+            return Err(failure!("the threads do not come to their page"));
+        }
+        Ok((watch, threads))
+    }
+
+    fn use_page(&self, address: u64, expected: u64, wanted: (u64, u32)) {
         let mut loads = 0u64;
         loop {
             let gone = self.gone.load(Ordering::Acquire) != 0;
@@ -70,16 +89,8 @@ pub(crate) fn unmap(steps: &mut Steps) -> Result<(), Failure> {
     for _ in 0..ROUNDS {
         let page = Mapping::anonymous(4096)?;
         page.store(0, MARK).map_err(|signal| failure!("a page of its own: {signal}"))?;
-        let watch = Arc::new(Watch::default());
-        let address = page.address(0);
-        let threads = for_each_other_cpu(|| {
-            let watch = watch.clone();
-            Thread::spawn(move || watch.use_page(address, MARK, (signal::SIGSEGV, signal::SEGV_MAPERR)))
-        })?;
-        let count = threads.len() as u64;
-        if !wait_until(|| watch.began.load(Ordering::Relaxed) == count) {
-            return Err(failure!("the threads do not come to their page"));
-        }
+        let gone = (signal::SIGSEGV, signal::SEGV_MAPERR);
+        let (watch, threads) = Watch::begin(page.address(0), MARK, gone)?;
         drop(page);
         watch.is_gone();
         // Elsewhere, so that the address stays empty: what has the frame now holds something else.
@@ -87,8 +98,8 @@ pub(crate) fn unmap(steps: &mut Steps) -> Result<(), Failure> {
         for offset in (4096..16 * 4096).step_by(4096) {
             others.store(offset, !MARK).map_err(|signal| failure!("another page: {signal}"))?;
         }
+        wanted += threads.len() as u64;
         threads.into_iter().for_each(Thread::join);
-        wanted += count;
         lost += watch.lost.load(Ordering::Relaxed);
         wrong += watch.wrong.load(Ordering::Relaxed);
     }

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use host_programs::census::NO_DIFFERENCE;
+use host_programs::census::check_unchanged;
 use host_programs::deed::Deed;
 use host_programs::steps::Steps;
 use host_programs::thread::{self, Thread};
@@ -26,14 +26,7 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
         [_, "unshare"] => guests::unshare(&deed, steps)?,
         _ => return Err(failure!("there is no story {arguments:?}")),
     }
-    let name = "census-is-that-of-the-start";
-    match (before, deed.census()?) {
-        (Some(before), Some(now)) => {
-            let difference = before.difference(&now);
-            steps.check(name, NO_DIFFERENCE, &difference, difference == NO_DIFFERENCE);
-        }
-        _ => steps.skip(name, "this build of the hypervisor has no test calls"),
-    }
+    check_unchanged(before, deed.census()?, steps);
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use guest_stub::protocol::{
     ANSWER, ARGUMENT_KEEP, ARGUMENT_LOOK, GREETING, PAGE_SIZE, Phase, RAM_BASE, RAM_SIZE,
 };
 use host_programs::arch::Signal;
-use host_programs::census::{Census, NO_DIFFERENCE};
+use host_programs::census::{Census, check_unchanged};
 use host_programs::deed::Deed;
 use host_programs::kvm::Kvm;
 use host_programs::machine::{Event, Machine, Options};
@@ -403,20 +403,7 @@ fn census_at_end(deed: &Deed, steps: &mut Steps, before: Option<Census>) -> Resu
         "  The kernel: {} free, {} in use, {} given to the hypervisor's pools, {} given to VMs.",
         stats.free, stats.used, stats.given_to_pools, stats.given_to_vms
     ));
-    match (before, deed.census()?) {
-        (Some(before), Some(now)) => {
-            steps.tell(format_args!("  before: {before}"));
-            steps.tell(format_args!("  now:    {now}"));
-            let difference = before.difference(&now);
-            steps.check(
-                "census-is-that-of-the-start",
-                NO_DIFFERENCE,
-                &difference,
-                difference == NO_DIFFERENCE,
-            );
-        }
-        _ => steps.skip("census-is-that-of-the-start", NO_TEST_CALLS),
-    }
+    check_unchanged(before, deed.census()?, steps);
     Ok(())
 }
 
