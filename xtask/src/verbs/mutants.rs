@@ -72,16 +72,22 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
         println!("\nrunning {} faults", patches.len());
         let toolchain = toolchain.as_ref();
         let (booted, tested): (Vec<_>, Vec<_>) = patches.iter().partition(|patch| patch.layer.boots());
-        // What boots and what does not keep out of each other's way, so both go on at once.
+        let (mut busy, mut beside) = (Vec::new(), Vec::new());
+        for patch in booted {
+            if is_busy(tree, patch)? { busy.push(patch) } else { beside.push(patch) }
+        }
+        let boots = Lab::new(tree, "boots", toolchain, args.verbose)?;
+        // What boots and what does not keep out of each other's way, so both go on at once. What needs CPUs that run at
+        // the same time comes after: beside other work they would seldom meet.
         thread::scope(|scope| {
             let tested = scope
                 .spawn(|| Lab::new(tree, "tests", None, args.verbose)?.try_faults(&tested, args.trust_tests));
-            let booted =
-                Lab::new(tree, "boots", toolchain, args.verbose)?.try_faults(&booted, args.trust_tests)?;
+            let beside = boots.try_faults(&beside, args.trust_tests)?;
             faults.extend(tested.join().unwrap_or_else(|panic| resume_unwind(panic))?);
-            faults.extend(booted);
+            faults.extend(beside);
             anyhow::Ok(())
         })?;
+        faults.extend(boots.try_faults(&busy, args.trust_tests)?);
         let missed = faults.iter().filter(|fault| fault.caught_by.is_empty()).count();
         println!("\n{}\n", result_line(patches.len() - missed, missed, began.elapsed()));
         let verdict = if missed == 0 { "PASSED" } else { "FAILED" };
@@ -348,6 +354,18 @@ fn leave_out_missing_hosts(tree: &Tree, patches: &mut Vec<Patch>) -> Result<()> 
         why.is_none()
     });
     Ok(())
+}
+
+/// Whether a boot that shows the fault keeps more than one CPU of the build machine busy.
+fn is_busy(tree: &Tree, patch: &Patch) -> Result<bool> {
+    for catcher in &patch.catchers {
+        if let Catcher::Emulator { scenario, .. } | Catcher::Oracle { scenario } = catcher
+            && Scenario::load(tree, scenario)?.is_busy()
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The kernel without which a fault cannot be shown.
