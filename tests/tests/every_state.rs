@@ -5,10 +5,9 @@
 //! is untried.
 
 use abi::page::{Permissions, Pool};
+use deed_tests::graph::{Graph, is_final};
 use deed_tests::pair::{Pair, Told};
-use spec::explore::{MAX_HOLDS, encode};
-use spec::{Call, Run, State, step};
-use std::collections::{HashMap, VecDeque};
+use spec::{Call, Run};
 
 /// Four pages for the roots of the VMs, and two that the calls are about.
 const P: usize = 6;
@@ -19,8 +18,6 @@ const GFN: u64 = 0x1ff;
 
 /// States that there are at least: fewer mean that the way to some is not found any more.
 const STATES: usize = 4_000;
-
-type Small = State<P, V, G>;
 
 /// The calls that make the VMs.
 fn births(kinds: [(bool, bool); V]) -> Vec<Call> {
@@ -84,96 +81,6 @@ fn calls() -> Vec<Call> {
     calls
 }
 
-/// Whether there is no way back from a call that succeeds.
-fn is_final(call: Call) -> bool {
-    matches!(
-        call,
-        Call::VmTeardownStart { .. }
-            | Call::VmTeardownFinish { .. }
-            | Call::VmTopUp { .. }
-            | Call::PoolTopUp { .. }
-            | Call::ForceReclaim { .. }
-    )
-}
-
-/// Which calls are untried in each state that was met.
-struct Untried {
-    calls: Vec<Call>,
-    states: HashMap<u128, Vec<usize>>,
-    tried: u64,
-}
-
-impl Untried {
-    /// The calls that are untried in a state, those that change it last.
-    fn of(&mut self, place: &spec::World, state: &Small) -> &mut Vec<usize> {
-        self.states.entry(encode(state)).or_insert_with(|| {
-            let bounded = |call: &Call| match *call {
-                Call::Pin { pfn } => state.pages[pfn as usize].pins < MAX_HOLDS,
-                _ => true,
-            };
-            let mut untried: Vec<usize> =
-                (0..self.calls.len()).filter(|at| bounded(&self.calls[*at])).collect();
-            // Taken from the end: first what is refused, last what there is no way back from.
-            untried.sort_by_key(|at| match step(place, state, self.calls[*at], None).0 {
-                outcome if outcome.is_refusal() => 2,
-                _ => i32::from(!is_final(self.calls[*at])),
-            });
-            untried
-        })
-    }
-
-    fn has_untried(&mut self, place: &spec::World, state: &Small, finals: bool) -> bool {
-        let untried = self.of(place, state).clone();
-        untried.iter().any(|at| finals || !is_final(self.calls[*at]))
-    }
-
-    /// The calls to the nearest state where something is untried, if possible without a step that there is no way
-    /// back from.
-    fn way(&mut self, place: &spec::World, from: &Small) -> Option<Vec<Call>> {
-        self.way_by(place, from, false).or_else(|| self.way_by(place, from, true))
-    }
-
-    fn way_by(&mut self, place: &spec::World, from: &Small, finals: bool) -> Option<Vec<Call>> {
-        let calls: Vec<Call> = self.calls.iter().copied().filter(|call| finals || !is_final(*call)).collect();
-        nearest(place, from, &calls, |state| self.has_untried(place, state, finals))
-    }
-}
-
-/// The fewest of these calls that lead to a state that is looked for.
-fn nearest(
-    place: &spec::World,
-    from: &Small,
-    calls: &[Call],
-    mut is_there: impl FnMut(&Small) -> bool,
-) -> Option<Vec<Call>> {
-    let mut origins: HashMap<u128, Option<(u128, Call)>> = HashMap::from([(encode(from), None)]);
-    let mut queue = VecDeque::from([*from]);
-    while let Some(state) = queue.pop_front() {
-        let key = encode(&state);
-        if is_there(&state) {
-            let mut way = Vec::new();
-            let mut at = key;
-            while let Some(Some((before, call))) = origins.get(&at) {
-                way.push(*call);
-                at = *before;
-            }
-            way.reverse();
-            return Some(way);
-        }
-        for call in calls {
-            if matches!(*call, Call::Pin { pfn } if state.pages[pfn as usize].pins >= MAX_HOLDS) {
-                continue;
-            }
-            let next = step(place, &state, *call, None).1;
-            origins.entry(encode(&next)).or_insert_with(|| {
-                queue.push_back(next);
-                Some((key, *call))
-            });
-        }
-    }
-    None
-}
-
 /// Both sides with VMs of these kinds.
 fn born(kinds: [(bool, bool); V]) -> Pair<P, V, G> {
     // With few table pages, and so with TLBs that hold only what was touched: that is faster to check.
@@ -188,41 +95,60 @@ fn tell(told: &Told) -> String {
     format!("    {}\n{}", told.story[last..].join("\n    "), told.difference.as_deref().unwrap_or_default())
 }
 
-/// Plays a call; a difference is told from the beginning on, by the shortest way to it if that shows it too.
-fn play(pair: &mut Pair<P, V, G>, kinds: [(bool, bool); V], call: Call) {
-    let before = *pair.state();
-    if pair.goes_on(call) {
-        return;
-    }
-    let mut again = born(kinds);
-    let way = nearest(pair.place(), again.state(), &calls(), |state| encode(state) == encode(&before));
-    let differs = way.is_some_and(|way| !way.into_iter().chain([call]).all(|call| again.goes_on(call)));
-    panic!("\n{}", tell(if differs { &again.told } else { &pair.told }));
+/// A walk through the world that tries every call in every state.
+struct Tour {
+    kinds: [(bool, bool); V],
+    graph: Graph<P, V, G>,
+    /// What is untried in each state, in the order of [`Graph::tries`].
+    untried: Vec<Vec<Call>>,
+    tried: u64,
 }
 
-/// Tries everything with VMs of these kinds, protected and immediate; returns states, pairs tried and cores built.
-fn tour(kinds: [(bool, bool); V]) -> (usize, u64, u64) {
-    let mut untried = Untried { calls: calls(), states: HashMap::new(), tried: 0 };
-    let mut cores = 0;
-    loop {
-        let mut pair = born(kinds);
-        cores += 1;
-        let mut found = false;
-        while let Some(way) = untried.way(&pair.place().clone(), pair.state()) {
-            found = true;
-            way.into_iter().for_each(|call| play(&mut pair, kinds, call));
-            let place = *pair.place();
-            if let Some(at) = untried.of(&place, pair.state()).pop() {
-                let call = untried.calls[at];
-                play(&mut pair, kinds, call);
-                untried.tried += 1;
+impl Tour {
+    /// Of a world with VMs of these kinds, protected and immediate.
+    fn of(kinds: [(bool, bool); V]) -> Self {
+        let pair = born(kinds);
+        let graph = Graph::new(pair.place(), pair.state(), &calls());
+        Self { kinds, untried: graph.tries.clone(), graph, tried: 0 }
+    }
+
+    /// The calls to the nearest state where something is untried, if possible without a step that there is no way
+    /// back from.
+    fn way(&self, from: usize) -> Option<Vec<Call>> {
+        let to = |finals: bool| {
+            let is_left = |call: &Call| finals || !is_final(*call);
+            self.graph.way(from, finals, |state| self.untried[state].iter().any(is_left))
+        };
+        to(false).or_else(|| to(true))
+    }
+
+    /// Leads a core from state to state, until nothing is untried where it can still get to. Returns whether it tried
+    /// anything.
+    fn walk(&mut self) -> bool {
+        let mut pair = born(self.kinds);
+        let before = self.tried;
+        while let Some(way) = self.way(self.graph.number(pair.state())) {
+            way.into_iter().for_each(|call| self.play(&mut pair, call));
+            if let Some(call) = self.untried[self.graph.number(pair.state())].pop() {
+                self.play(&mut pair, call);
+                self.tried += 1;
             }
         }
         pair.end();
         assert_eq!(pair.told.difference, None);
-        if !found {
-            return (untried.states.len(), untried.tried, cores);
+        self.tried > before
+    }
+
+    /// Plays a call; a difference is told from the beginning on, by the shortest way to it if that shows it too.
+    fn play(&self, pair: &mut Pair<P, V, G>, call: Call) {
+        let before = self.graph.number(pair.state());
+        if pair.goes_on(call) {
+            return;
         }
+        let mut again = born(self.kinds);
+        let way = self.graph.way(0, true, |state| state == before);
+        let differs = way.is_some_and(|way| !way.into_iter().chain([call]).all(|call| again.goes_on(call)));
+        panic!("\n{}", tell(if differs { &again.told } else { &pair.told }));
     }
 }
 
@@ -234,7 +160,9 @@ fn every_call_in_every_state_of_a_small_world_is_as_specified() {
         worlds.push(("one that asks and an immediate one", [(true, false), (true, true)]));
     }
     for (name, kinds) in worlds {
-        let (states, tried, cores) = tour(kinds);
+        let mut tour = Tour::of(kinds);
+        let cores = 1 + std::iter::repeat_with(|| tour.walk()).take_while(|more| *more).count();
+        let (states, tried) = (tour.untried.len(), tour.tried);
         println!("{name}: {states} states, {tried} pairs of a state and a call, {cores} cores");
         assert!(states >= STATES, "{name}: fewer states than there were");
     }

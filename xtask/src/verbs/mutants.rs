@@ -117,6 +117,7 @@ impl<'a> Lab<'a> {
         lab.refresh()?;
         if toolchain.is_some() {
             linux::share(tree, &lab.tree)?;
+            copy_builds(&tree.bare_metal_target(), &lab.tree.bare_metal_target())?;
         }
         Ok(lab)
     }
@@ -406,6 +407,21 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
             if entry.file_type()?.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
         }
     }
+    Ok(())
+}
+
+/// Copies a target folder of cargo's, if there is one to copy and nothing at its place yet. In it the crates that are
+/// not of this workspace, `core` among them, are built already.
+fn copy_builds(from: &Path, to: &Path) -> Result<()> {
+    if !from.exists() || to.exists() {
+        return Ok(());
+    }
+    fs::create_dir_all(to.parent().context("no folder")?)?;
+    // Cargo goes by the times of files, which the copies keep.
+    let mut command = Command::new("cp");
+    command.arg("--archive").args([from, to]);
+    let copied = command.stdin(Stdio::null()).status().context("cannot start cp")?;
+    ensure!(copied.success(), "cannot copy {}", from.display());
     Ok(())
 }
 
