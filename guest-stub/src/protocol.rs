@@ -108,6 +108,9 @@ pub const ARGUMENT_KEEP: u64 = 0;
 /// Argument of the `secret` guest: look for leftovers in the pages that the first guest used.
 pub const ARGUMENT_LOOK: u64 = 1;
 
+/// Argument of the `secret` guest: once the secret is made, hold it in the general registers, and never exit.
+pub const ARGUMENT_HOLD: u64 = 2;
+
 /// The pages in which the `secret` guest keeps its secret.
 pub const SECRET_PAGES: [u64; 3] = [RAM_BASE + 0x10_0000, RAM_BASE + 0x10_1000, RAM_BASE + 0x14_2000];
 /// First page that the `secret` guest shares.

@@ -160,6 +160,33 @@ pub fn load64_zero_register(address: u64) {
     unsafe { asm!("ldr xzr, [{0}]", in(reg) address, options(nostack)) };
 }
 
+/// Runs for ever with these words in x0 to x7, and again in x8 to x15, x16 to x23, x24 to x29.
+pub fn spin_with(words: &[u64; 8]) -> ! {
+    // SAFETY: nothing comes behind it, so all registers are free. The loads read the array and no more.
+    unsafe {
+        asm!(
+            "ldp x2, x3, [x0, #16]",
+            "ldp x4, x5, [x0, #32]",
+            "ldp x6, x7, [x0, #48]",
+            "ldp x8, x9, [x0, #0]",
+            "ldp x10, x11, [x0, #16]",
+            "ldp x12, x13, [x0, #32]",
+            "ldp x14, x15, [x0, #48]",
+            "ldp x16, x17, [x0, #0]",
+            "ldp x18, x19, [x0, #16]",
+            "ldp x20, x21, [x0, #32]",
+            "ldp x22, x23, [x0, #48]",
+            "ldp x24, x25, [x0, #0]",
+            "ldp x26, x27, [x0, #16]",
+            "ldp x28, x29, [x0, #32]",
+            "ldp x0, x1, [x0, #0]",
+            "2: b 2b",
+            in("x0") words,
+            options(noreturn),
+        )
+    }
+}
+
 /// Puts 64 bytes into the vector registers v8 to v11, which no Rust code of a guest touches.
 pub fn set_vectors(words: &[u64; 8]) {
     // SAFETY: the guests are built without floating point, so these registers are nobody's. The loads read

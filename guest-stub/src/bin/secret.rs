@@ -1,6 +1,6 @@
 //! The guest of the default scenario: makes a secret at run time, keeps it in three pages and in vector
-//! registers, shares buffers with the host and takes them back. With another argument it is the second
-//! guest, which looks for leftovers at the same addresses.
+//! registers, shares buffers with the host and takes them back. With other arguments it is the second guest, which looks for
+//! leftovers at the same addresses, or holds its secret in general registers and never exits.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
@@ -12,19 +12,19 @@ guest_stub::guest!(image::main);
 
 #[cfg(target_os = "none")]
 mod image {
-    use guest_stub::arch::{load64, set_vectors, store64, vectors};
+    use guest_stub::arch::{load64, set_vectors, spin_with, store64, vectors};
     use guest_stub::call::{share, unshare};
     use guest_stub::device::Device;
     use guest_stub::protocol::{
-        ANSWER, ARGUMENT_LOOK, BUFFER, BUFFER_PAGES, GREETING, PAGE_SIZE, Phase, SECOND_BUFFER, SECRET_PAGES,
-        Secret, secret,
+        ANSWER, ARGUMENT_HOLD, ARGUMENT_LOOK, BUFFER, BUFFER_PAGES, GREETING, PAGE_SIZE, Phase,
+        SECOND_BUFFER, SECRET_PAGES, Secret, secret,
     };
 
     pub(super) fn main(argument: u64) {
-        if argument == ARGUMENT_LOOK {
-            look();
-        } else {
-            keep();
+        match argument {
+            ARGUMENT_LOOK => look(),
+            ARGUMENT_HOLD => hold(),
+            _ => keep(),
         }
     }
 
@@ -41,6 +41,15 @@ mod image {
         device.check("second-guest-reads-zeros-at-the-first-guests-addresses", 0, words);
         device.check("second-guest-finds-zeros-in-its-vector-registers", 0, vector_leftovers());
         device.phase(Phase::Looked as u64, &[words]);
+    }
+
+    /// The host's interrupts find the secret in the general registers, and nothing else of the guest goes on.
+    fn hold() {
+        let mut device = Device::enrol();
+        device.phase(Phase::Ready as u64, &[]);
+        let words = secret(device.value(0));
+        device.phase(Phase::Kept as u64, &[]);
+        spin_with(&words);
     }
 
     fn vector_leftovers() -> u64 {

@@ -10,6 +10,7 @@ use abi::{Error, HostCall, HostState};
 use crate::census::Census;
 use crate::events::Event;
 use crate::series::Series;
+use crate::steps::Steps;
 use crate::sys::File;
 use crate::uapi::deed;
 use crate::{Failure, failure};
@@ -319,6 +320,15 @@ impl Deed {
     pub fn smc(&self, mut words: [u64; 4]) -> Result<[u64; 4], Failure> {
         self.file.request_with("DEED_SMC", deed::SMC, &mut words)?;
         Ok(words)
+    }
+
+    /// Ends the report, and the machine by a power call of the kernel's. Returns only if that does.
+    pub fn end_machine(&self, steps: &mut Steps, function: u32) -> Failure {
+        steps.finish();
+        match self.smc([function.into(), 0, 0, 0]) {
+            Ok([x0, ..]) => failure!("the power call returned {x0:#x}"),
+            Err(failure) => failure,
+        }
     }
 
     /// HVC #1 (1) or SMC #1 (2) by the kernel with this function id; returns x0.

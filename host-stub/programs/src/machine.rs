@@ -11,6 +11,15 @@ use crate::sys::{File, Mapping};
 use crate::uapi::kvm;
 use crate::{Failure, failure};
 
+/// What the `secret` guest makes its secret from, of the program's arguments: `secret-nonce=HEX`, or a number that is no
+/// secret.
+pub fn secret_nonce(arguments: &[&str]) -> Result<u64, Failure> {
+    match arguments.iter().find_map(|argument| argument.strip_prefix("secret-nonce=")) {
+        Some(digits) => u64::from_str_radix(digits, 16).map_err(|_| failure!("`{digits}` is no nonce")),
+        None => Ok(0x5eed),
+    }
+}
+
 /// What a machine is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Options<'a> {

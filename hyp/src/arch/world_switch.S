@@ -271,6 +271,7 @@ leave_guest:
     stp     x28, x29, [x1, #CONTEXT_X + 8 * 28]
     str     x30, [x1, #CONTEXT_X + 8 * 30]
     ldp     x2, x3, [sp], #16
+    stp     xzr, xzr, [sp, #-16]            // The host may reset the machine while this stack lies idle.
     stp     x2, x3, [x1, #CONTEXT_X]
     mrs     x2, elr_el2
     mrs     x3, spsr_el2

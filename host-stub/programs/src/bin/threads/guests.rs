@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use guest_stub::protocol::{ANSWER, BUFFER, GREETING, PAGE_SIZE, Phase, RAM_BASE};
+use guest_stub::protocol::{ANSWER, ARGUMENT_HOLD, BUFFER, GREETING, PAGE_SIZE, Phase, RAM_BASE};
 use host_programs::deed::Deed;
 use host_programs::kvm::Exit;
 use host_programs::machine::{Event, Machine, Options};
@@ -140,4 +140,28 @@ pub(crate) fn unshare(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
     let event = machine.run_to_end(steps)?;
     steps.check("guest-turns-itself-off", "off", event, event == Event::Off);
     Ok(())
+}
+
+/// A guest holds a secret in its registers on another CPU, and the machine is reset.
+pub(crate) fn reset(deed: &Deed, steps: &mut Steps, nonce: u64) -> Result<(), Failure> {
+    steps.tell("A thread runs a guest that holds a secret in its registers; the host resets the machine.");
+    let options = Options { values: &[nonce], ..Options::protected("secret", ARGUMENT_HOLD) };
+    let mut machine = Machine::new(&options)?;
+    for expected in [Phase::Ready, Phase::Kept] {
+        let [phase, ..] = machine.run_to_phase(steps)?;
+        if phase != expected as u64 {
+            return Err(failure!("the guest is in phase {phase}"));
+        }
+    }
+    let back = Arc::new(AtomicU64::new(0));
+    let seen = back.clone();
+    let _guest = Thread::spawn(move || {
+        if let Ok(vcpu) = machine.vcpu(0) {
+            vcpu.run();
+        }
+        seen.store(1, Ordering::Release);
+    })?;
+    sys::sleep(STAY);
+    steps.equal("the-guest-holds-its-secret-over-ticks", 0, back.load(Ordering::Acquire));
+    Err(deed.end_machine(steps, abi::psci::SYSTEM_RESET))
 }

@@ -1,4 +1,4 @@
-//! Threads on all CPUs, each story as the argument says: `work`, `memory`, `guests`, `vcpus`, `unshare`.
+//! Threads on all CPUs, each story as the argument says: `work`, `memory`, `guests`, `vcpus`, `unshare`, `reset`.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use host_programs::census::check_unchanged;
 use host_programs::deed::Deed;
+use host_programs::machine::secret_nonce;
 use host_programs::steps::Steps;
 use host_programs::thread::{self, Thread};
 use host_programs::{Failure, failure, sys};
@@ -24,6 +25,7 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
         [_, "guests"] => guests::many(steps)?,
         [_, "vcpus"] => guests::kick(steps)?,
         [_, "unshare"] => guests::unshare(&deed, steps)?,
+        [_, "reset", ..] => return guests::reset(&deed, steps, secret_nonce(arguments)?),
         _ => return Err(failure!("there is no story {arguments:?}")),
     }
     check_unchanged(before, deed.census()?, steps);

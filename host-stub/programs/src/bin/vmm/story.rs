@@ -12,7 +12,7 @@ use host_programs::arch::Signal;
 use host_programs::census::{Census, check_unchanged};
 use host_programs::deed::Deed;
 use host_programs::kvm::Kvm;
-use host_programs::machine::{Event, Machine, Options};
+use host_programs::machine::{Event, Machine, Options, secret_nonce};
 use host_programs::steps::{Hex, Steps};
 use host_programs::uapi::{deed as misbehaviour, errno, kvm};
 use host_programs::{Failure, failure, sys};
@@ -24,7 +24,7 @@ const UNUSED: u64 = RAM_SIZE - PAGE_SIZE;
 
 /// Tells the story.
 pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure> {
-    let nonce = nonce(arguments)?;
+    let nonce = secret_nonce(arguments)?;
     let last_call = last_call(arguments);
     let deed = Deed::open()?;
 
@@ -67,13 +67,6 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
 /// First page of RAM.
 const RAM_PFN: u64 = 0x4_0000;
 
-fn nonce(arguments: &[&str]) -> Result<u64, Failure> {
-    match arguments.iter().find_map(|argument| argument.strip_prefix("secret-nonce=")) {
-        Some(digits) => u64::from_str_radix(digits, 16).map_err(|_| failure!("`{digits}` is no nonce")),
-        None => Ok(0x5eed),
-    }
-}
-
 /// The power call with which a run ends that leaves the guest alive.
 fn last_call(arguments: &[&str]) -> Option<u32> {
     arguments.iter().find_map(|argument| match *argument {
@@ -88,9 +81,7 @@ fn power_off_with_the_guest_alive(deed: &Deed, steps: &mut Steps, function: u32)
     steps.tell(
         "The host powers off or resets with the guest alive: the hypervisor must wipe what the guest owns.",
     );
-    steps.finish();
-    let [x0, ..] = deed.smc([u64::from(function), 0, 0, 0])?;
-    Err(failure!("the power call returned {x0:#x}"))
+    Err(deed.end_machine(steps, function))
 }
 
 fn census_at_start(deed: &Deed, steps: &mut Steps) -> Result<Option<Census>, Failure> {
