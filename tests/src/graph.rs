@@ -88,35 +88,43 @@ impl<const P: usize, const V: usize, const G: usize> Graph<P, V, G> {
     }
 
     /// The fewest calls that lead to a state that is looked for; with none that there is no way back from, unless
-    /// `finals`.
-    pub fn way(&self, from: usize, finals: bool, is_there: impl Fn(usize) -> bool) -> Option<Vec<Call>> {
+    /// `finals`. States from which there is no way are noted in `closed`, and not entered again: what is looked for must
+    /// only become less as long as it is used.
+    pub fn way(
+        &self,
+        from: usize,
+        finals: bool,
+        closed: &mut [bool],
+        is_there: impl Fn(usize) -> bool,
+    ) -> Option<Vec<Call>> {
         if is_there(from) {
             return Some(Vec::new());
         }
-        let mut origins = vec![None; self.states.len()];
+        let mut origins = HashMap::new();
         let mut queue = VecDeque::from([from]);
         while let Some(state) = queue.pop_front() {
             for Step { call, next } in self.steps[state].iter().copied() {
-                if next == from || origins[next].is_some() || is_final(call) && !finals {
+                if closed[next] || next == from || is_final(call) && !finals || origins.contains_key(&next) {
                     continue;
                 }
-                origins[next] = Some((state, call));
+                origins.insert(next, (state, call));
                 if is_there(next) {
                     return Some(back(&origins, next));
                 }
                 queue.push_back(next);
             }
         }
+        origins.keys().chain([&from]).for_each(|state| closed[*state] = true);
         None
     }
 }
 
 /// The calls to a state from the one that has no origin.
-fn back(origins: &[Option<(usize, Call)>], mut state: usize) -> Vec<Call> {
+fn back(origins: &HashMap<usize, (usize, Call)>, mut state: usize) -> Vec<Call> {
     let mut way = Vec::new();
-    while let Some((before, call)) = origins[state] {
-        way.push(call);
-        state = before;
+    while let Some((before, call)) = origins.get(&state) {
+        way.push(*call);
+        state = *before;
     }
     way.reverse();
     way

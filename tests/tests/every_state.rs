@@ -101,6 +101,8 @@ struct Tour {
     graph: Graph<P, V, G>,
     /// What is untried in each state, in the order of [`Graph::tries`].
     untried: Vec<Vec<Call>>,
+    /// States from which nothing is to be tried any more: without a step that there is no way back from, and with.
+    closed: [Vec<bool>; 2],
     tried: u64,
 }
 
@@ -109,17 +111,20 @@ impl Tour {
     fn of(kinds: [(bool, bool); V]) -> Self {
         let pair = born(kinds);
         let graph = Graph::new(pair.place(), pair.state(), &calls());
-        Self { kinds, untried: graph.tries.clone(), graph, tried: 0 }
+        let untried = graph.tries.clone();
+        let closed = [(); 2].map(|()| vec![false; untried.len()]);
+        Self { kinds, graph, untried, closed, tried: 0 }
     }
 
     /// The calls to the nearest state where something is untried, if possible without a step that there is no way
     /// back from.
-    fn way(&self, from: usize) -> Option<Vec<Call>> {
-        let to = |finals: bool| {
+    fn way(&mut self, from: usize) -> Option<Vec<Call>> {
+        let Self { graph, untried, closed: [without, with], .. } = self;
+        let to = |finals: bool, closed: &mut [bool]| {
             let is_left = |call: &Call| finals || !is_final(*call);
-            self.graph.way(from, finals, |state| self.untried[state].iter().any(is_left))
+            graph.way(from, finals, closed, |state| untried[state].iter().any(is_left))
         };
-        to(false).or_else(|| to(true))
+        to(false, without).or_else(|| to(true, with))
     }
 
     /// Leads a core from state to state, until nothing is untried where it can still get to. Returns whether it tried
@@ -146,7 +151,8 @@ impl Tour {
             return;
         }
         let mut again = born(self.kinds);
-        let way = self.graph.way(0, true, |state| state == before);
+        let mut closed = vec![false; self.untried.len()];
+        let way = self.graph.way(0, true, &mut closed, |state| state == before);
         let differs = way.is_some_and(|way| !way.into_iter().chain([call]).all(|call| again.goes_on(call)));
         panic!("\n{}", tell(if differs { &again.told } else { &pair.told }));
     }
@@ -165,5 +171,6 @@ fn every_call_in_every_state_of_a_small_world_is_as_specified() {
         let (states, tried) = (tour.untried.len(), tour.tried);
         println!("{name}: {states} states, {tried} pairs of a state and a call, {cores} cores");
         assert!(states >= STATES, "{name}: fewer states than there were");
+        assert!(tour.untried.iter().all(Vec::is_empty), "{name}: something was not tried");
     }
 }
