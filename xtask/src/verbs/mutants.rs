@@ -25,6 +25,9 @@ const UNIT_TIMEOUT: Duration = Duration::from_secs(120);
 /// The same where every pair of calls has its schedules.
 const THREADS_TIMEOUT: Duration = Duration::from_secs(1200);
 
+/// Packages whose tests play so many calls that they are worth being optimised.
+const PLAYERS: [&str; 2] = ["deed-tests", "deed-fuzz"];
+
 /// Seed the faults of tests/faults, one after the other, and name what catches each.
 ///
 /// The faults go into a copy of the sources under target/mutants; the checkout is not touched.
@@ -223,6 +226,10 @@ impl<'a> Lab<'a> {
             Catcher::Unit { package, test } => {
                 let mut command = Command::new("cargo");
                 command.args(["test", "--package", package]);
+                if !PLAYERS.contains(&package.as_str()) {
+                    // Quick to build, with a part of the package at a time.
+                    command.arg("--config").arg(format!("profile.test.package.{package}.opt-level=0"));
+                }
                 self.run_tests("unit", package, test, command, UNIT_TIMEOUT)
             }
             Catcher::Threads { test } => {
