@@ -5,7 +5,7 @@
 //! is untried.
 
 use abi::page::{Permissions, Pool};
-use deed_tests::graph::{Graph, is_final};
+use deed_tests::graph::{Graph, Search, Tries};
 use deed_tests::pair::{Pair, Told};
 use spec::{Call, Run};
 
@@ -99,10 +99,10 @@ fn tell(told: &Told) -> String {
 struct Tour {
     kinds: [(bool, bool); V],
     graph: Graph<P, V, G>,
-    /// What is untried in each state, in the order of [`Graph::tries`].
-    untried: Vec<Vec<Call>>,
-    /// States from which nothing is to be tried any more: without a step that there is no way back from, and with.
-    closed: [Vec<bool>; 2],
+    /// What is untried in each state.
+    untried: Vec<Tries>,
+    /// For a way without a step that there is no way back from, and for any.
+    searches: [Search; 2],
     tried: u64,
 }
 
@@ -111,20 +111,16 @@ impl Tour {
     fn of(kinds: [(bool, bool); V]) -> Self {
         let pair = born(kinds);
         let graph = Graph::new(pair.place(), pair.state(), &calls());
-        let untried = graph.tries.clone();
-        let closed = [(); 2].map(|()| vec![false; untried.len()]);
-        Self { kinds, graph, untried, closed, tried: 0 }
+        let searches = [false, true].map(|finals| Search::new(&graph, finals));
+        Self { kinds, untried: graph.tries.clone(), graph, searches, tried: 0 }
     }
 
     /// The calls to the nearest state where something is untried, if possible without a step that there is no way
     /// back from.
     fn way(&mut self, from: usize) -> Option<Vec<Call>> {
-        let Self { graph, untried, closed: [without, with], .. } = self;
-        let to = |finals: bool, closed: &mut [bool]| {
-            let is_left = |call: &Call| finals || !is_final(*call);
-            graph.way(from, finals, closed, |state| untried[state].iter().any(is_left))
-        };
-        to(false, without).or_else(|| to(true, with))
+        let Self { graph, untried, searches: [returning, any], .. } = self;
+        let way = returning.way(graph, from, |state| !untried[state].returning.is_empty());
+        way.or_else(|| any.way(graph, from, |state| !untried[state].is_empty()))
     }
 
     /// Leads a core from state to state, until nothing is untried where it can still get to. Returns whether it tried
@@ -151,8 +147,7 @@ impl Tour {
             return;
         }
         let mut again = born(self.kinds);
-        let mut closed = vec![false; self.untried.len()];
-        let way = self.graph.way(0, true, &mut closed, |state| state == before);
+        let way = Search::new(&self.graph, true).way(&self.graph, 0, |state| state == before);
         let differs = way.is_some_and(|way| !way.into_iter().chain([call]).all(|call| again.goes_on(call)));
         panic!("\n{}", tell(if differs { &again.told } else { &pair.told }));
     }
@@ -171,6 +166,6 @@ fn every_call_in_every_state_of_a_small_world_is_as_specified() {
         let (states, tried) = (tour.untried.len(), tour.tried);
         println!("{name}: {states} states, {tried} pairs of a state and a call, {cores} cores");
         assert!(states >= STATES, "{name}: fewer states than there were");
-        assert!(tour.untried.iter().all(Vec::is_empty), "{name}: something was not tried");
+        assert!(tour.untried.iter().all(Tries::is_empty), "{name}: something was not tried");
     }
 }
