@@ -4,7 +4,8 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// What is hidden of a register, of which `Features::hides_something` must know, in the space Op0=3, Op1=0, CRn=0, CRm 1 to 7 (Arm ARM, D24.2: fields have four bits).
+/// What is hidden of a register in the space Op0=3, Op1=0, CRn=0, CRm 1 to 7 (Arm ARM, D24.2: fields have four bits).
+/// `Features::hides_something` must know of each.
 pub const fn hidden(crm: u64, op2: u64) -> u64 {
     match (crm, op2) {
         // ID_AA64PFR0_EL1: SVE.
