@@ -1,6 +1,6 @@
 //! The guest of the default scenario: makes a secret at run time, keeps it in three pages and in vector
-//! registers, shares buffers with the host and takes them back. With other arguments it is the second guest, which looks for
-//! leftovers at the same addresses, or holds its secret in general registers and never exits.
+//! registers, shares buffers with the host and takes them back. With other arguments it is the second guest, which
+//! looks for leftovers at the same addresses, or holds its secret in general registers and never exits.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
