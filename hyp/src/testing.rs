@@ -60,6 +60,12 @@ impl Default for World {
 }
 
 /// The RAM of most worlds.
+/// A guest's translation, by the identity that the core gives it.
+fn guest_stage2(id: crate::machine::Stage2Id) -> sim::Stage2 {
+    let ipa_bits = crate::pgtable::stage2::GUEST_IPA_BITS;
+    sim::Stage2 { vmid: id.vmid, root: id.root.base().as_u64(), ipa_bits }
+}
+
 fn ram(first: u64, count: u64) -> Pages<Pfn> {
     match Pages::from_raw(RAM_START.saturating_add(first), count) {
         Some(pages) => pages,
@@ -251,12 +257,18 @@ impl World {
         result.values.first().copied().unwrap_or(0)
     }
 
-    /// Lets every CPU's TLB hold every translation of the host and of EL2 that there is, as hardware may.
+    /// Lets every CPU's TLB hold every translation of the host, of the guests and of EL2 that there is, as hardware may.
     pub fn load_all(&self) {
-        for cpu in 0..self.sim().cpus() {
-            self.sim().speculate(cpu, self.host());
-        }
+        self.load(self.host());
+        self.hyp.vms.for_each(|vm| self.load(guest_stage2(vm.id())));
         self.load_el2();
+    }
+
+    /// Lets every CPU's TLB hold every translation of one stage 2.
+    pub fn load(&self, stage2: sim::Stage2) {
+        for cpu in 0..self.sim().cpus() {
+            self.sim().speculate(cpu, stage2);
+        }
     }
 
     /// Lets every CPU's TLB hold every translation of EL2.
@@ -283,10 +295,7 @@ impl World {
     /// If there is no such VM.
     pub fn guest(&self, vm: abi::VmHandle) -> sim::Stage2 {
         match self.hyp.with_vm(vm, |vm| vm.id()) {
-            Some(id) => {
-                let ipa_bits = crate::pgtable::stage2::GUEST_IPA_BITS;
-                sim::Stage2 { vmid: id.vmid, root: id.root.base().as_u64(), ipa_bits }
-            }
+            Some(id) => guest_stage2(id),
             None => panic!("no such VM"),
         }
     }

@@ -237,7 +237,7 @@ mod tests {
     use crate::addr::{Gfn, Pages, Pfn, Vpn};
     use crate::pgtable::hyp_stage1::Mapped;
     use crate::pgtable::stage2::{Entry, Page, Sharing};
-    use crate::testing::{CPUS, HYP_START, RAM_START, World};
+    use crate::testing::{HYP_START, RAM_START, World};
     use abi::VmFlags;
     use abi::host::HostCall;
     use abi::page::Permissions;
@@ -282,9 +282,7 @@ mod tests {
         let (constant, data) = (Permissions { write: false, ..all }, Permissions { execute: false, ..all });
         // Less, other and more rights; another page.
         for (page, permissions) in [(4, constant), (4, data), (4, all), (5, all), (4, constant)] {
-            for cpu in 0..CPUS {
-                world.sim().speculate(cpu, world.guest(vm));
-            }
+            world.load(world.guest(vm));
             let pfn = Pfn::new(RAM_START + page).unwrap();
             let entry = Entry::Page(Page { pfn, sharing: Sharing::Owned, permissions });
             world.hyp.with_vm(vm, |vm| {

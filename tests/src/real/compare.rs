@@ -104,9 +104,11 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
         same(|| "pages lent by the host, of guests, shared by guests".to_owned(), &real, &expected)
     }
 
-    /// What the hardware reaches at each guest page: the page of the world, whose it is, and how.
+    /// What the hardware reaches at each guest page: the page of the world, whose it is, and how. Every TLB holds it
+    /// afterwards.
     fn reach(&self, vm: VmHandle) -> [Option<(u64, u8, bool, bool)>; G] {
         let mut reach = [None; G];
+        self.core.load(self.core.guest(vm));
         for leaf in self.core.sim().leaves_stage2(self.core.guest(vm)) {
             for page in 0..leaf.size >> 12 {
                 let gfn = ((leaf.ipa >> 12) + page).wrapping_sub(self.place.gfn);
