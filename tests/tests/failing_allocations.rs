@@ -7,6 +7,7 @@ use abi::exit::Exit;
 use abi::host::{HostCall, HostResult};
 use abi::page::{Permissions, Pool};
 use abi::{Error, VmFlags, VmHandle, guest};
+use deed_tests::tell_reached;
 use hyp::testing::{PROTECTED, RAM_START, World};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,11 +15,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// A VM that is not protected.
 const OPEN: VmFlags = VmFlags { protected: false, ..PROTECTED };
 
-/// A world with a protected VM and an open one, each with a vCPU.
+/// A protected VM whose unshare asks the host.
+const ASKS: VmFlags = VmFlags { unshare_immediate: false, ..PROTECTED };
+
+/// A world with a protected VM, an open one, and one that has asked for a page of a block that it shares; each with a
+/// vCPU.
 struct Start {
     world: World,
     protected: VmHandle,
     open: VmHandle,
+    asks: VmHandle,
 }
 
 /// Something that somebody does.
@@ -42,11 +48,17 @@ impl Start {
         let world = World::new();
         let protected = world.vm(PROTECTED, 0x1000, 16);
         let open = world.vm(OPEN, 0x1020, 16);
-        for vm in [protected, open] {
+        let asks = world.vm(ASKS, 0x1040, 16);
+        for vm in [protected, open, asks] {
             world.ok(HostCall::VcpuCreate { vm, vcpu: 0 });
             world.ok(HostCall::VcpuSetBoot { vm, vcpu: 0, pc: 0x1000, x0: 0 });
         }
-        Self { world, protected, open }
+        world.ok(HostCall::DonateGuest { vm: asks, pfn: RAM_START + 0x1200, gfn: 0x200, pages: 0x200 });
+        let (_, shared) = world.guest_call(asks, 0, [guest::MEM_SHARE.into(), 0x200 << 12, 0x200, 0]);
+        assert_eq!(shared, Some([0, 0x200, 0, 0]));
+        let (asked, _) = world.guest_call(asks, 0, [guest::MEM_UNSHARE.into(), 0x201 << 12, 1, 0]);
+        assert_eq!(Exit::from_words(asked.values), Some(Exit::Unshare { ipa: 0x201 << 12, pages: 1 }));
+        Self { world, protected, open, asks }
     }
 
     /// Everything that is tried, also to come to other states. Blocks are pages 0x400, 0x600, 0xa00 and 0xc00 of RAM;
@@ -79,6 +91,7 @@ impl Start {
             HostCall::VcpuCreate { vm, vcpu: 1 },
             HostCall::VmTeardownStart { vm },
             HostCall::VmTeardownFinish { vm },
+            HostCall::UnshareAck { vm: self.asks, vcpu: 0 },
         ];
         let guest = [guest::MEM_SHARE, guest::MEM_UNSHARE, guest::MEM_RELINQUISH];
         let guest = guest.into_iter().flat_map(|function| {
@@ -201,9 +214,9 @@ fn an_allocation_that_fails_leaves_everything_as_it_was() {
         }
     });
     let triples: u64 = tried.failures.values().sum();
-    println!(
+    tell_reached(format_args!(
         "{} states, {} pairs of a state and a call, {triples} triples with an allocation that failed: {:?}",
         tried.states, tried.pairs, tried.failures
-    );
+    ));
     assert_eq!(tried.failures.len(), 3, "allocations of every pool fail");
 }

@@ -2,6 +2,7 @@
 //! pages and VMs must be the same. A difference is told as the shortest story that still shows one.
 
 use deed_tests::pair::{Pair, Told};
+use deed_tests::tell_reached;
 use spec::Call;
 use spec::chooser::{Chooser, Dice};
 use std::collections::BTreeMap;
@@ -166,10 +167,10 @@ fn the_core_does_what_the_specification_says() {
     let never: Vec<&str> =
         spec::call::CALLS.into_iter().filter(|call| !BOOKS.contains(call) && !done(call)).collect();
     assert!(sequences < SEQUENCES || never.is_empty(), "never done: {never:?}");
-    println!(
+    tell_reached(format_args!(
         "{sequences} sequences, {} calls, {} of them lacked pages; {} pairs of a call and an outcome",
         total.calls,
         total.lacks,
         total.pairs.len()
-    );
+    ));
 }

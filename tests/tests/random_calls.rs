@@ -6,6 +6,7 @@
 use abi::host::{HostCall, HostResult};
 use abi::page::{Permissions, Pool};
 use abi::{Error, VmFlags, VmHandle};
+use deed_tests::tell_reached;
 use hyp::addr::{Gfn, Pages, Pfn};
 use hyp::testing::{HYP_PAGES, HYP_START, PROTECTED, RAM_PAGES, RAM_START, World};
 use spec::chooser::Dice;
@@ -240,7 +241,9 @@ fn random_calls_break_no_invariant() {
         calls += CALLS;
         seen = [0, 1].map(|at| seen[at] + play.seen[at]);
     }
-    println!("{sequences} sequences, {calls} calls; lent to several, taken by force: {seen:?}");
+    tell_reached(format_args!(
+        "{sequences} sequences, {calls} calls; lent to several, taken by force: {seen:?}"
+    ));
     assert!(
         sequences < SEQUENCES || seen.iter().all(|seen| *seen > 0),
         "something was never tried: {seen:?}"
