@@ -334,7 +334,7 @@ fn power_call(input: &mut Input<'_>, outcomes: &mut Outcomes) {
         *state = match input.byte() % 4 {
             0 => Power::Off,
             1 => Power::Stopped,
-            2 => Power::Pending { pc: 4, context_id: 5 },
+            2 => Power::Pending,
             _ => Power::On,
         };
     }
@@ -352,7 +352,9 @@ fn power_call(input: &mut Input<'_>, outcomes: &mut Outcomes) {
             (_, true) => {}
             (numbers::CPU_ON, _) => {
                 assert!(matches!(before, Power::Off | Power::Stopped), "a vCPU that is on was turned on");
-                assert_eq!(*after, Power::Pending { pc: arguments[1], context_id: arguments[2] });
+                assert_eq!(*after, Power::Pending);
+                let start = power::Start { pc: arguments[1], context_id: arguments[2] };
+                assert_eq!(outcome, Some(power::Outcome::TurnedOn(arguments[0], start)));
                 assert_eq!((arguments[0], arguments[1] & 3), (index as u64, 0));
             }
             (numbers::CPU_OFF, _) => assert_eq!((index, *after), (caller, Power::Stopped)),

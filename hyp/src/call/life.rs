@@ -69,7 +69,7 @@ impl<M: Machine> Hypervisor<M> {
     pub(crate) fn vm_teardown_start(&self, vm: VmHandle) -> HostResult {
         let mut guard = self.vms.lock(vm);
         let watch = Watch::begin(self, Asked::TeardownStart(vm), Held::only_vm(guard.as_deref()));
-        let result = guard.as_deref_mut().map_or(Err(Error::NoEntry), Vm::start_teardown);
+        let result = guard.as_deref_mut().map_or(Err(Error::NoEntry), |vm| vm.start_teardown(&self.machine));
         watch.end(self, Held::only_vm(guard.as_deref()), Answer::from_vm(result));
         unit(result.map_err(HostResult::refused))
     }
@@ -147,9 +147,11 @@ mod tests {
     use super::*;
     use crate::sync::WAITS;
     use crate::testing::{PROTECTED, RAM_START, World};
-    use abi::HostState;
+    use crate::vm::MAX_VCPUS;
+    use crate::vm::power::Start;
     use abi::host::{HostCall, VM_ROOT_PAGES};
     use abi::page::Pool;
+    use abi::{HostState, psci};
     use std::sync::atomic::{AtomicBool, Ordering};
 
     #[test]
@@ -226,6 +228,26 @@ mod tests {
         world.ok(HostCall::VmTeardownFinish { vm: dying });
         assert_eq!(world.hyp.wipe_all_guests(), 1);
         assert!(world.is_wiped(0));
+    }
+
+    #[test]
+    fn where_a_guest_starts_its_vcpus_is_forgotten_when_they_have_started_and_at_every_end() {
+        let turned_on = |at_end: fn(&World, VmHandle)| {
+            let world = World::new();
+            let vm = world.protected_vm();
+            for vcpu in 0..2 {
+                world.ok(HostCall::VcpuCreate { vm, vcpu });
+            }
+            world.ok(HostCall::VcpuSetBoot { vm, vcpu: 0, pc: 0x1000, x0: 0 });
+            world.guest_call(vm, 0, [psci::CPU_ON.into(), 1, 0x8000_1000, 0x5ec4e7]);
+            let starts = || world.hyp.with_vm(vm, |vm| vm.starts).unwrap();
+            assert_eq!(starts()[1], Start { pc: 0x8000_1000, context_id: 0x5ec4e7 });
+            at_end(&world, vm);
+            assert_eq!(starts(), <[Start; MAX_VCPUS]>::default());
+        };
+        turned_on(|world, vm| drop(world.call(HostCall::VcpuRun { vm, vcpu: 1, values: [0; 4] })));
+        turned_on(|world, _| drop(world.hyp.wipe_all_guests()));
+        turned_on(|world, vm| drop(world.ok(HostCall::VmTeardownStart { vm })));
     }
 
     #[test]

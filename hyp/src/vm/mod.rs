@@ -32,7 +32,7 @@ use crate::ownership::guest::GuestSpace;
 use crate::pool::records::{Record, Records};
 use crate::sync::{AtomicBool, Lock, Mutex, MutexGuard, Ordering};
 use abi::{Error, VmFlags, VmHandle};
-use power::Power;
+use power::{Power, Start};
 use vcpu::{Residency, Vcpu};
 
 /// VMs at a time. A VMID is the slot's number plus one and must fit 8 bits, 0 being the host's.
@@ -72,6 +72,8 @@ pub struct Vm {
     pub(crate) residency: Residency,
     /// Power states of the vCPUs, by index.
     pub(crate) power: [Power; MAX_VCPUS],
+    /// Where those start that are pending; zero otherwise.
+    pub(crate) starts: [Start; MAX_VCPUS],
     vcpus: [VcpuSlot; MAX_VCPUS],
     created: usize,
     claimed: usize,
@@ -90,6 +92,7 @@ impl Vm {
             guarded: false,
             residency: Residency::new(),
             power: [Power::Off; MAX_VCPUS],
+            starts: [Start::default(); MAX_VCPUS],
             vcpus: [const { VcpuSlot::Absent }; MAX_VCPUS],
             created: 0,
             claimed: 0,
@@ -171,7 +174,7 @@ impl Vm {
         }
     }
 
-    /// Zeroes the registers of all its vCPUs, in memory too.
+    /// Zeroes the registers of all its vCPUs, those that they were to start with included, in memory too.
     pub(crate) fn forget_registers<M: Machine>(&mut self, machine: &M) {
         for slot in &mut self.vcpus {
             if let VcpuSlot::Idle(record) = slot {
@@ -179,15 +182,23 @@ impl Vm {
                 machine.clean_record(core::ptr::from_ref(&**record).cast(), size_of::<Vcpu>());
             }
         }
+        self.forget_starts(machine);
     }
 
-    /// Begins the end.
-    pub(crate) fn start_teardown(&mut self) -> Result<(), Error> {
+    /// Zeroes what vCPUs were to start with, in memory too.
+    fn forget_starts<M: Machine>(&mut self, machine: &M) {
+        self.starts = Default::default();
+        machine.clean_record(self.starts.as_ptr().cast(), size_of_val(&self.starts));
+    }
+
+    /// Begins the end. No vCPU starts any more.
+    pub(crate) fn start_teardown<M: Machine>(&mut self, machine: &M) -> Result<(), Error> {
         self.check_live()?;
         if self.claimed > 0 {
             return Err(Error::Busy);
         }
         self.phase = Phase::Dying;
+        self.forget_starts(machine);
         Ok(())
     }
 
@@ -522,7 +533,7 @@ mod tests {
         world.hyp.machine().take_cleaned();
         world.hyp.wipe_all_guests();
         assert_eq!(register(), 0);
-        assert_eq!(world.hyp.machine().take_cleaned(), [size_of::<Vcpu>()]);
+        assert_eq!(world.hyp.machine().take_cleaned(), [size_of::<Vcpu>(), size_of::<[Start; MAX_VCPUS]>()]);
     }
 
     #[test]

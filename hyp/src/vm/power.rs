@@ -15,15 +15,20 @@ pub enum Power {
     Off,
     /// It turned itself off. To the guest there is no difference to [`Power::Off`].
     Stopped,
-    /// It was given an entry and has not run since.
-    Pending {
-        /// Where it starts.
-        pc: u64,
-        /// Its x0.
-        context_id: u64,
-    },
+    /// It was given a [`Start`] and has not run since.
+    Pending,
     /// It runs, or could.
     On,
+}
+
+/// Where a vCPU starts that the guest has turned on. A register of the guest's, and zeroed like one when it has been used
+/// or the machine goes down: so it is not in the state, of which nobody could say that nothing is left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Start {
+    /// Its first instruction.
+    pub pc: u64,
+    /// Its x0.
+    pub context_id: u64,
 }
 
 /// Whether the boot vCPU may still be chosen: nothing of this VM was ever on.
@@ -36,8 +41,8 @@ pub fn is_fresh(states: &[Power]) -> bool {
 pub enum Outcome {
     /// The call returns this.
     Return(u64),
-    /// The call returns success, and the host should run this vCPU.
-    TurnedOn(u64),
+    /// The call returns success, and the host should run this vCPU, from there.
+    TurnedOn(u64, Start),
     /// The calling vCPU is off.
     TurnedOff,
     /// The calling vCPU waits for an interrupt; then the call returns success.
@@ -87,11 +92,11 @@ fn cpu_on(affinity: u64, pc: u64, context_id: u64, states: &mut [Power]) -> Outc
     match states.get_mut(index) {
         None => Outcome::Return(psci::INVALID_PARAMETERS),
         Some(Power::On) => Outcome::Return(psci::ALREADY_ON),
-        Some(Power::Pending { .. }) => Outcome::Return(psci::ON_PENDING),
+        Some(Power::Pending) => Outcome::Return(psci::ON_PENDING),
         Some(_) if pc & 3 != 0 => Outcome::Return(psci::INVALID_ADDRESS),
         Some(state) => {
-            *state = Power::Pending { pc, context_id };
-            Outcome::TurnedOn(index as u64)
+            *state = Power::Pending;
+            Outcome::TurnedOn(index as u64, Start { pc, context_id })
         }
     }
 }
@@ -104,7 +109,7 @@ fn affinity_info(affinity: u64, lowest_level: u64, states: &[Power]) -> u64 {
     match states.get(target(affinity)) {
         None => psci::INVALID_PARAMETERS,
         Some(Power::On) => psci::AFFINITY_ON,
-        Some(Power::Pending { .. }) => psci::AFFINITY_ON_PENDING,
+        Some(Power::Pending) => psci::AFFINITY_ON_PENDING,
         Some(Power::Off | Power::Stopped) => psci::AFFINITY_OFF,
     }
 }
@@ -136,9 +141,9 @@ mod tests {
     fn a_second_cpu_on_finds_the_first_pending_and_then_on() {
         let mut states = BOOTED;
         let mut on = || call(psci::CPU_ON, [1, 0x8000_1000, 9], 0, &mut states);
-        assert_eq!(on(), Some(Outcome::TurnedOn(1)));
+        assert_eq!(on(), Some(Outcome::TurnedOn(1, Start { pc: 0x8000_1000, context_id: 9 })));
         assert_eq!(on(), Some(Outcome::Return(psci::ON_PENDING)));
-        assert_eq!(states[1], Power::Pending { pc: 0x8000_1000, context_id: 9 });
+        assert_eq!(states[1], Power::Pending);
         states[1] = Power::On;
         assert_eq!(call(psci::CPU_ON, [1, 0, 0], 0, &mut states), Some(Outcome::Return(psci::ALREADY_ON)));
     }
@@ -190,7 +195,7 @@ mod tests {
 
     #[test]
     fn affinity_info_tells_on_off_pending_and_unknown_apart() {
-        let mut states = [Power::On, Power::Off, Power::Pending { pc: 0, context_id: 0 }, Power::Stopped];
+        let mut states = [Power::On, Power::Off, Power::Pending, Power::Stopped];
         let expected = [
             psci::AFFINITY_ON,
             psci::AFFINITY_OFF,

@@ -16,7 +16,7 @@ use crate::ownership;
 use crate::ownership::query::GuestPage;
 use crate::vm::guest_call::{Answer, GuestCall, Request, answer, first_chunk};
 use crate::vm::inject::{Exception, guest_state};
-use crate::vm::power::{self, Outcome, Power};
+use crate::vm::power::{self, Outcome, Power, Start};
 use crate::vm::vcpu::{Pending, Vcpu};
 use crate::vm::{Claim, Vm, context::Trap, context::pstate, mmio, sysreg};
 use crate::watch::{Answer as Told, Asked, Held, Watch};
@@ -77,7 +77,7 @@ enum Unshare {
 /// How a vCPU enters a CPU.
 struct Entry {
     /// The guest has just turned it on, and it starts there, with this x0.
-    start: Option<(u64, u64)>,
+    start: Option<Start>,
     /// Another vCPU of the VM was the last one on this CPU.
     changed: bool,
 }
@@ -89,7 +89,7 @@ impl Entry {
         let state = vm.power.get_mut(index).ok_or(Error::NoEntry)?;
         let start = match *state {
             Power::Off | Power::Stopped => return Err(Error::Again),
-            Power::Pending { pc, context_id } => Some((pc, context_id)),
+            Power::Pending => vm.starts.get_mut(index).map(core::mem::take),
             Power::On => None,
         };
         *state = Power::On;
@@ -108,7 +108,7 @@ impl<M: Machine> Hypervisor<M> {
             Ok(claimed) => claimed,
             Err(error) => return HostResult::refused(error),
         };
-        if let Some((pc, context_id)) = entry.start {
+        if let Some(Start { pc, context_id }) = entry.start {
             claim.vcpu.reset(pc, context_id);
         }
         if entry.changed {
@@ -441,13 +441,20 @@ impl<M: Machine> Hypervisor<M> {
         let index = claim.index;
         let outcome = self.with_vm(claim.handle, |vm| {
             let vcpus = vm.vcpu_count();
-            power::call(function, arguments, index, vm.power.get_mut(..vcpus).unwrap_or_default())
+            let states = vm.power.get_mut(..vcpus).unwrap_or_default();
+            let outcome = power::call(function, arguments, index, states);
+            if let Some(Outcome::TurnedOn(target, start)) = outcome
+                && let Some(place) = vm.starts.get_mut(target as usize)
+            {
+                *place = start;
+            }
+            outcome
         });
         let vcpu = &mut *claim.vcpu;
         match outcome.flatten() {
             None => resume_with(vcpu, answer(NOT_SUPPORTED)),
             Some(Outcome::Return(value)) => resume_with(vcpu, answer(value)),
-            Some(Outcome::TurnedOn(target)) => {
+            Some(Outcome::TurnedOn(target, _)) => {
                 set_answer(vcpu, answer(psci::SUCCESS));
                 Step::Exit(Exit::CpuOn { vcpu: target })
             }
