@@ -245,9 +245,15 @@ mod tests {
             at_end(&world, vm);
             assert_eq!(starts(), <[Start; MAX_VCPUS]>::default());
         };
-        turned_on(|world, vm| drop(world.call(HostCall::VcpuRun { vm, vcpu: 1, values: [0; 4] })));
-        turned_on(|world, _| drop(world.hyp.wipe_all_guests()));
-        turned_on(|world, vm| drop(world.ok(HostCall::VmTeardownStart { vm })));
+        turned_on(|world, vm| {
+            world.call(HostCall::VcpuRun { vm, vcpu: 1, values: [0; 4] });
+        });
+        turned_on(|world, _| {
+            world.hyp.wipe_all_guests();
+        });
+        turned_on(|world, vm| {
+            world.ok(HostCall::VmTeardownStart { vm });
+        });
     }
 
     #[test]

@@ -166,10 +166,13 @@ impl<'a> Lab<'a> {
         caught
     }
 
+    /// Who caught it; nobody, unless each that must has.
     fn catchers_of(&self, patch: &Patch) -> Result<Vec<String>> {
         let mut caught = Vec::new();
         for catcher in &patch.catchers {
-            caught.extend(self.run(catcher)?);
+            let by_this = self.run(catcher)?;
+            ensure!(!by_this.is_empty(), "{catcher} does not notice it");
+            caught.extend(by_this);
         }
         Ok(caught)
     }
