@@ -8,8 +8,8 @@ use std::io::Read;
 
 /// Bytes of the secret.
 pub(crate) const LENGTH: usize = 64;
-/// Bytes that count as a find: any aligned piece of the secret of this length.
-pub(crate) const PIECE: usize = 16;
+/// Bytes that count as a find: any of the words that the secret is made of.
+pub(crate) const PIECE: usize = 8;
 
 /// Returns the 64 secret bytes that belong to a nonce (xorshift64*, eight words, little-endian).
 pub(crate) fn derive(nonce: u64) -> [u8; LENGTH] {
@@ -82,7 +82,7 @@ mod tests {
         let pattern = Pattern::of_nonce(7);
         for at in [0, 1, 4095] {
             let mut bytes = vec![0; 8192];
-            bytes[at..at + PIECE].copy_from_slice(&secret[16..32]);
+            bytes[at..at + PIECE].copy_from_slice(&secret[16..16 + PIECE]);
             assert_eq!(pattern.find(&bytes), [at]);
             bytes[at + 3] ^= 1;
             assert_eq!(pattern.find(&bytes), [] as [usize; 0]);

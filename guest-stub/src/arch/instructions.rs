@@ -160,7 +160,7 @@ pub fn load64_zero_register(address: u64) {
     unsafe { asm!("ldr xzr, [{0}]", in(reg) address, options(nostack)) };
 }
 
-/// Runs for ever with these words in x0 to x7, and again in x8 to x15, x16 to x23, x24 to x29.
+/// Runs for ever with these words in x0 to x7, and again in x8 to x15, x16 to x23, x24 to x30.
 pub fn spin_with(words: &[u64; 8]) -> ! {
     // SAFETY: nothing comes behind it, so all registers are free. The loads read the array and no more.
     unsafe {
@@ -179,6 +179,7 @@ pub fn spin_with(words: &[u64; 8]) -> ! {
             "ldp x24, x25, [x0, #0]",
             "ldp x26, x27, [x0, #16]",
             "ldp x28, x29, [x0, #32]",
+            "ldr x30, [x0, #48]",
             "ldp x0, x1, [x0, #0]",
             "2: b 2b",
             in("x0") words,

@@ -1,6 +1,6 @@
 //! The guest of the default scenario: makes a secret at run time, keeps it in three pages and in vector
 //! registers, shares buffers with the host and takes them back. With other arguments it is the second guest, which
-//! looks for leftovers at the same addresses, or holds its secret in general registers and never exits.
+//! looks for leftovers at the same addresses, or holds its secret in registers and never exits.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
@@ -43,11 +43,12 @@ mod image {
         device.phase(Phase::Looked as u64, &[words]);
     }
 
-    /// The host's interrupts find the secret in the general registers, and nothing else of the guest goes on.
+    /// The host's interrupts find the secret in general and vector registers.
     fn hold() {
         let mut device = Device::enrol();
         device.phase(Phase::Ready as u64, &[]);
         let words = secret(device.value(0));
+        set_vectors(&words);
         device.phase(Phase::Kept as u64, &[]);
         spin_with(&words);
     }
