@@ -210,9 +210,100 @@ pub enum Violation {
     },
 }
 
+/// Where a descriptor is.
+struct Entry(u64);
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "entry {} of the table in page {:#x}", (self.0 & 0xfff) / 8, self.0 >> 12)
+    }
+}
+
+/// What a descriptor shows.
+struct Shown(u64);
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const OUTPUT: u64 = 0x0000_ffff_ffff_f000;
+        match self.0 & 1 {
+            0 => f.write_str("nothing"),
+            _ => write!(f, "page {:#x} (word {:#x})", (self.0 & OUTPUT) >> 12, self.0),
+        }
+    }
+}
+
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self:x?}")
+        match *self {
+            Self::ValidToValid { pa, old, new } => {
+                write!(
+                    f,
+                    "{} was changed without a break: it showed {}, and shows {}",
+                    Entry(pa),
+                    Shown(old),
+                    Shown(new)
+                )
+            }
+            Self::MadeBeforeTlbi { pa, old, new } => write!(
+                f,
+                "{} was made anew before TLBs were told: they may hold {}, and it shows {}",
+                Entry(pa),
+                Shown(old),
+                Shown(new)
+            ),
+            Self::Malformed { pa, word } => write!(f, "{} holds a word that is none: {word:#x}", Entry(pa)),
+            Self::UninitialisedTable { table } => {
+                write!(f, "page {:#x} became a table before all its entries were written", table >> 12)
+            }
+            Self::UnpublishedTable { table } => {
+                write!(f, "page {:#x} became a table before walks could see its entries", table >> 12)
+            }
+            Self::LinkedBeforeTlbi { table } => {
+                write!(f, "page {:#x} became a table again before TLBs forgot its old place", table >> 12)
+            }
+            Self::TableExposed { pa, table } => {
+                write!(f, "page {:#x} is a table, and {} gives access to it", table >> 12, Entry(pa))
+            }
+            Self::MisplacedTable { table } => {
+                write!(f, "page {:#x} cannot be the table that it was made: it lies wrong", table >> 12)
+            }
+            Self::LinkedTwice { table } => write!(f, "page {:#x} is part of two trees", table >> 12),
+            Self::WriteAfterFree { pa } => {
+                write!(f, "{} was written after the table was given back", Entry(pa))
+            }
+            Self::WriteBeforeTlbi { pa } => {
+                write!(
+                    f,
+                    "{} was written while walks may still come to the table by its old place",
+                    Entry(pa)
+                )
+            }
+            Self::FreedWhileLinked { table } => {
+                write!(f, "page {:#x} was given back while it is part of a tree", table >> 12)
+            }
+            Self::FreedBeforeTlbi { table } => {
+                write!(f, "page {:#x}, a table, was given back before TLBs forgot it", table >> 12)
+            }
+            Self::FreedTwice { table } => {
+                write!(f, "page {:#x} was given back as a table twice", table >> 12)
+            }
+            Self::BypassedWrite { pa } => {
+                write!(f, "{} was written, but not as an entry of a table", Entry(pa))
+            }
+            Self::GivenBeforeTaken { pa, output, held_by } => write!(
+                f,
+                "{} gives page {:#x} while TLBs may still hold what {held_by} had of it",
+                Entry(pa),
+                output >> 12
+            ),
+            Self::WipedBeforeTaken { page, held_by } => {
+                write!(
+                    f,
+                    "page {:#x} was wiped while TLBs may still hold what {held_by} had of it",
+                    page >> 12
+                )
+            }
+        }
     }
 }
 

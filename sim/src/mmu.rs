@@ -38,6 +38,27 @@ pub struct StaleEntry {
     pub kind: StaleKind,
 }
 
+impl std::fmt::Display for StaleEntry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { cpu, regime, ia, size, kind } = self;
+        write!(
+            f,
+            "the TLB of CPU {cpu} still has for {regime}, from its page {:#x} on, {} pages ",
+            ia >> 12,
+            size >> 12
+        )?;
+        match kind {
+            StaleKind::Leaf(leaf) => {
+                let write = if leaf.write { " to write" } else { "" };
+                write!(f, "at page {:#x}{write}, which the tables do not grant", leaf.pa >> 12)
+            }
+            StaleKind::Table { table } => {
+                write!(f, "behind the table in page {:#x}, which the tables do not link", table >> 12)
+            }
+        }
+    }
+}
+
 /// Returns what an access through translation reaches, if it is permitted.
 fn output(leaf: &Leaf, ia: u64, access: Access) -> Result<u64, Fault> {
     if leaf.permits(access) {

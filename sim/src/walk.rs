@@ -71,6 +71,17 @@ pub enum Regime {
     El2,
 }
 
+impl std::fmt::Display for Regime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            // By Deed's convention.
+            Self::Stage2 { vmid: 0 } => f.write_str("the host"),
+            Self::Stage2 { vmid } => write!(f, "the guest with VMID {vmid}"),
+            Self::El2 => f.write_str("EL2"),
+        }
+    }
+}
+
 /// A valid block or page that a walk reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Leaf {

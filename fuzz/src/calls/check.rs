@@ -4,13 +4,14 @@ use super::{IMAGE, IMAGE_PAGES, Known, Play, SECRET};
 use crate::Outcomes;
 use hyp::addr::Gfn;
 use hyp::ownership::query::GuestPage;
+use hyp::testing::lines;
 use std::collections::BTreeMap;
 
 impl Play {
     /// What must hold after a step.
     pub(super) fn check(&mut self) {
         let violations = self.sim().violations();
-        assert!(violations.is_empty(), "page-table discipline: {violations:?}");
+        assert!(violations.is_empty(), "page-table discipline:{}", lines(&violations));
         let touched = self.hyp.machine().take_touched();
         let trespass = touched.iter().find(|page| self.reached.contains_key(page));
         assert_eq!(trespass, None, "EL2 uses a page that a guest reaches");
@@ -20,7 +21,7 @@ impl Play {
         }
         self.checked = writes;
         let stale = self.sim().stale_entries(None);
-        assert!(stale.is_empty(), "stale translations: {stale:?}");
+        assert!(stale.is_empty(), "stale translations:{}", lines(&stale));
         self.reached = self.reach();
         let trespass = touched.iter().find(|page| self.reached.contains_key(page));
         assert_eq!(trespass, None, "EL2 has used a page that a guest reaches");
