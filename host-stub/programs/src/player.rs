@@ -109,6 +109,11 @@ impl Player {
     /// Ends it, and takes its image and these pages of its RAM back, of which some may be gone already.
     pub fn end(self, deed: &Deed, pages: &[u64]) -> Result<(), Failure> {
         deed.must(HostCall::VmTeardownStart { vm: self.handle() })?;
+        self.take_apart(deed, pages)
+    }
+
+    /// The same, once its end has begun.
+    pub fn take_apart(self, deed: &Deed, pages: &[u64]) -> Result<(), Failure> {
         let mut done = 0;
         while done < IMAGE_PAGES {
             let [more, ..] = deed.must(self.take_back(done, IMAGE_PAGES - done))?;

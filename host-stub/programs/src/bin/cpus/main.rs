@@ -1,5 +1,5 @@
 //! Another CPU goes on using pages while this one changes whose they are, each story as the argument says:
-//! `pages`, `blocks`, `guests`, `unshare`, `stress`, `power`, `end`.
+//! `pages`, `blocks`, `guests`, `unshare`, `stress`, `power`, `vms`, `end`.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
@@ -8,6 +8,8 @@ fn main() {}
 
 #[cfg(target_os = "none")]
 mod blocks;
+#[cfg(target_os = "none")]
+mod ends;
 #[cfg(target_os = "none")]
 mod guests;
 #[cfg(target_os = "none")]

@@ -6,7 +6,7 @@ use host_programs::deed::Deed;
 use host_programs::steps::Steps;
 use host_programs::{Failure, failure};
 
-use crate::{blocks, guests, pages, power, stress};
+use crate::{blocks, ends, guests, pages, power, stress};
 
 /// Tells one story, and compares the census.
 pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure> {
@@ -22,6 +22,7 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
         [_, "guests"] => guests::lose(&deed, steps)?,
         [_, "unshare"] => guests::unshare(&deed, steps)?,
         [_, "stress"] => stress::contend(&deed, steps)?,
+        [_, "vms"] => ends::begin(&deed, steps)?,
         [_, "end"] => return power::end_together(&deed, steps),
         [_, "power"] => power::go_and_come(&deed, steps)?,
         _ => return Err(failure!("there is no story {arguments:?}")),
