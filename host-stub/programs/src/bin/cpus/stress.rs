@@ -1,12 +1,12 @@
-//! All CPUs make calls about the same pages and VMs at once, so that every pair of locks is taken in every order that
-//! the calls allow. A CPU that waits for ever is noticed: it does not end its series.
+//! All CPUs make calls about the same pages and VMs at once, so that each pair of the locks of creation, host, hypervisor
+//! and VM, and that of the CPUs' states, is taken in every order that the calls allow. A CPU that waits for ever is noticed: it does not end its series.
 
 extern crate alloc;
 
 use alloc::vec::Vec;
 
 use abi::page::Permissions;
-use abi::{Error, HostCall, VmFlags, VmHandle};
+use abi::{Error, HostCall, VmFlags, VmHandle, psci};
 use guest_stub::protocol::player::LOAD;
 use host_programs::Failure;
 use host_programs::cpu::Cpu;
@@ -40,7 +40,7 @@ pub(crate) fn contend(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
     open.give_tables(deed, TABLES)?;
     player.give_tables(deed, TABLES)?;
     let pages = deed.alloc(PAGES)?;
-    let contest = Contest { open: open.handle(), protected: player.handle(), pages };
+    let contest = Contest { open: open.handle(), root: open.root(), protected: player.handle(), pages };
 
     let mut cpus = Vec::new();
     for number in 1..=others {
@@ -88,12 +88,14 @@ pub(crate) fn contend(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
 /// What all CPUs are about.
 struct Contest {
     open: VmHandle,
+    /// The open VM's root, of which no other VM can be made.
+    root: u64,
     protected: VmHandle,
     pages: u64,
 }
 
 /// Calls about each page.
-const CALLS: usize = 11;
+const CALLS: usize = 12;
 /// A call and its place in the series.
 type Calls = [(usize, HostCall); CALLS * PAGES as usize];
 
@@ -119,6 +121,7 @@ impl Contest {
                 HostCall::VcpuRun { vm: protected, vcpu: 1, values: [LOAD, Player::address(0), 0, 0] },
                 HostCall::UnshareAck { vm: protected, vcpu: 0 },
                 HostCall::VmTeardownFinish { vm: open },
+                HostCall::VmCreate { flags: VmFlags::default(), root: self.root },
             ];
             for (place, call) in places.iter_mut().zip(all) {
                 let at = match call {
@@ -129,6 +132,7 @@ impl Contest {
             }
             series.store(pfn << 12, turn);
             series.load(pfn << 12);
+            series.smc([psci::AFFINITY_INFO.into(), cpu, 0, 0]);
         }
         calls
     }
@@ -154,11 +158,13 @@ impl Observed {
             match answer {
                 Answer::Served(result) => match result.outcome {
                     Ok(()) => self.done += 1,
-                    // These two are refused in any case.
+                    // These are refused in any case.
                     Err(Error::Permission)
                         if matches!(
                             call,
-                            HostCall::UnshareAck { .. } | HostCall::VmTeardownFinish { .. }
+                            HostCall::UnshareAck { .. }
+                                | HostCall::VmTeardownFinish { .. }
+                                | HostCall::VmCreate { .. }
                         ) => {}
                     Err(error) if ALLOWED.contains(&error) => self.refused += 1,
                     Err(_) => self.strange = Some((*call, answer)),
