@@ -2,6 +2,7 @@
 
 use abi::psci;
 use host_programs::Failure;
+use host_programs::cpu::Cpu;
 use host_programs::deed::Deed;
 use host_programs::steps::Steps;
 
@@ -20,6 +21,8 @@ const POWER_DOWN: u64 = 1 << 16;
 const CLUSTER: u64 = 1 << 24;
 
 pub(crate) fn try_all(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
+    // A machine with one CPU knows no other.
+    let other = if Cpu::count(deed)? > 1 { psci::AFFINITY_OFF } else { psci::INVALID_PARAMETERS };
     let calls = [
         ("cpu-on-of-no-cpu-is-refused", psci::CPU_ON, [NONE, RAM, 0], psci::INVALID_PARAMETERS),
         ("cpu-on-of-oneself-is-already-on", psci::CPU_ON, [BOOT, RAM, 0], psci::ALREADY_ON),
@@ -39,7 +42,7 @@ pub(crate) fn try_all(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
             psci::INVALID_PARAMETERS,
         ),
         ("the-cpu-that-runs-is-on", psci::AFFINITY_INFO, [BOOT, 0, 0], psci::AFFINITY_ON),
-        ("a-cpu-that-was-never-started-is-off", psci::AFFINITY_INFO, [OTHER, 0, 0], psci::AFFINITY_OFF),
+        ("a-cpu-that-was-never-started-is-off", psci::AFFINITY_INFO, [OTHER, 0, 0], other),
         ("nothing-is-known-of-no-cpu", psci::AFFINITY_INFO, [NONE, 0, 0], psci::INVALID_PARAMETERS),
         ("nothing-is-known-of-a-cluster", psci::AFFINITY_INFO, [BOOT, 1, 0], psci::INVALID_PARAMETERS),
     ];
