@@ -353,8 +353,19 @@ mod tests {
     }
 
     #[test]
-    fn violation_prints_addresses_in_hexadecimal() {
-        let text = Violation::FreedTwice { table: 0x4000_1000 }.to_string();
-        assert!(text.contains("40001000"), "{text}");
+    fn a_violation_is_told_in_pages_and_entries() {
+        let twice = Violation::FreedTwice { table: 0x4000_1000 };
+        assert_eq!(twice.to_string(), "page 0x40001 was given back as a table twice");
+        let changed = Violation::ValidToValid { pa: 0x4000_1010, old: 0x4000_2003, new: 0 };
+        assert_eq!(
+            changed.to_string(),
+            "entry 2 of the table in page 0x40001 was changed without a break: \
+             it showed page 0x40002 (word 0x40002003), and shows nothing"
+        );
+        let held_by = Regime::Stage2 { vmid: 3 };
+        let given = Violation::GivenBeforeTaken { pa: 0x4000_1010, output: 0x4000_5000, held_by };
+        assert!(
+            given.to_string().ends_with("while TLBs may still hold what the guest with VMID 3 had of it")
+        );
     }
 }
