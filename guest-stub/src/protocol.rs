@@ -107,8 +107,7 @@ impl Phase {
 pub const ARGUMENT_KEEP: u64 = 0;
 /// Argument of the `secret` guest: look for leftovers in the pages that the first guest used.
 pub const ARGUMENT_LOOK: u64 = 1;
-
-/// Argument of the `secret` guest: once the secret is made, hold it in the general registers, and never exit.
+/// Argument of the `secret` guest: once the secret is made, hold it in general and vector registers, and never exit.
 pub const ARGUMENT_HOLD: u64 = 2;
 
 /// The pages in which the `secret` guest keeps its secret.

@@ -155,6 +155,7 @@ impl Tour {
 fn every_call_in_every_state_of_a_small_world_is_as_specified() {
     // An unshare that is asked for is part of a state, so there are many more: two such VMs are for the long run.
     let asking = if is_long() { 2 } else { 1 };
+    // Fewer than the least number of states mean that the way to some is not found any more.
     for (name, kinds, vms, least) in [
         ("an immediate VM and one that is not protected", [(true, true), (false, false)], 2, 4_000),
         ("a VM that asks and an immediate one", [(true, false), (true, true)], asking, 500),

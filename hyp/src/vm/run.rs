@@ -439,17 +439,7 @@ impl<M: Machine> Hypervisor<M> {
 
     fn psci_call(&self, claim: &mut Claim, function: u32, arguments: [u64; 3]) -> Step {
         let index = claim.index;
-        let outcome = self.with_vm(claim.handle, |vm| {
-            let vcpus = vm.vcpu_count();
-            let states = vm.power.get_mut(..vcpus).unwrap_or_default();
-            let outcome = power::call(function, arguments, index, states);
-            if let Some(Outcome::TurnedOn(target, start)) = outcome
-                && let Some(place) = vm.starts.get_mut(target as usize)
-            {
-                *place = start;
-            }
-            outcome
-        });
+        let outcome = self.with_vm(claim.handle, |vm| vm.serve_psci(function, arguments, index));
         let vcpu = &mut *claim.vcpu;
         match outcome.flatten() {
             None => resume_with(vcpu, answer(NOT_SUPPORTED)),
