@@ -25,7 +25,7 @@ use core::fmt;
 const HOST_VMID: u16 = 0;
 
 /// Parts of EL2's own map.
-pub const MAX_MAPPINGS: usize = 16;
+pub const MAX_MAPPINGS: usize = 24;
 
 /// A part of EL2's own map.
 #[derive(Clone, Copy, Debug)]
@@ -248,7 +248,7 @@ impl<M: Machine> Hypervisor<M> {
     }
 
     /// Bars every guest from now on, waits for those that run on other CPUs, and wipes what they own alone, pages and
-    /// registers, since the machine is going down. Returns the number of pages.
+    /// registers, and the stacks on which they ran, since the machine is going down. Returns the number of pages.
     ///
     /// A guest leaves its CPU at the next interrupt of the host's: a host that lets none come waits for ever.
     pub fn wipe_all_guests(&self) -> u64 {
@@ -258,6 +258,7 @@ impl<M: Machine> Hypervisor<M> {
             wiped = wiped.saturating_add(crate::ownership::reclaim::wipe_private(&self.machine, &vm.space));
             vm.forget_registers(&self.machine);
         });
+        self.machine.forget_guest_stacks();
         wiped
     }
 

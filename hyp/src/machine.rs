@@ -82,6 +82,15 @@ pub trait Machine {
     /// Invalidates the instruction caches of all CPUs.
     fn invalidate_icache(&self);
 
+    /// Does what works with a guest's registers on a stack that nothing else uses, so that they are on no other. Does not
+    /// nest. A simulated machine has one stack.
+    fn on_guest_stack(&self, mut work: impl FnMut()) {
+        work();
+    }
+
+    /// Zeroes those stacks of all CPUs, in memory too, for a machine that goes down: no CPU is on one, and none will be.
+    fn forget_guest_stacks(&self) {}
+
     /// Puts a vCPU on this CPU in place of the host: the host's registers are kept in `context`, the guest's
     /// are loaded, all but x0 to x30, pc and pstate. A simulated machine has nothing to move.
     fn load(&self, _id: Stage2Id, _context: &mut Context) {}

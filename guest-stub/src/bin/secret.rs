@@ -13,7 +13,7 @@ guest_stub::guest!(image::main);
 #[cfg(target_os = "none")]
 mod image {
     use guest_stub::arch::{load64, set_vectors, spin_with, store64, vectors};
-    use guest_stub::call::{share, unshare};
+    use guest_stub::call::{call, share, unshare};
     use guest_stub::device::Device;
     use guest_stub::protocol::{
         ANSWER, ARGUMENT_HOLD, ARGUMENT_LOOK, BUFFER, BUFFER_PAGES, GREETING, PAGE_SIZE, Phase,
@@ -43,13 +43,20 @@ mod image {
         device.phase(Phase::Looked as u64, &[words]);
     }
 
-    /// The host's interrupts find the secret in general and vector registers.
+    /// EL2 is called with the secret, and the host's interrupts find it in general and vector registers.
     fn hold() {
         let mut device = Device::enrol();
         device.phase(Phase::Ready as u64, &[]);
         let words = secret(device.value(0));
         set_vectors(&words);
         device.phase(Phase::Kept as u64, &[]);
+        // Each is refused, but EL2 has to look at what it is given.
+        let [a, b, c, ..] = words;
+        for function in
+            [abi::guest::MEM_SHARE, abi::guest::MEM_UNSHARE, abi::psci::CPU_ON, abi::psci::AFFINITY_INFO]
+        {
+            call(function, a, b, c);
+        }
         spin_with(&words);
     }
 

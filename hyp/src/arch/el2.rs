@@ -153,6 +153,15 @@ impl Machine for El2 {
         i::isb();
     }
 
+    fn on_guest_stack(&self, work: impl FnMut()) {
+        world_switch::on_guest_stack(work);
+    }
+
+    fn forget_guest_stacks(&self) {
+        // SAFETY: the core calls this when no CPU works on its guest stack, nor will.
+        unsafe { super::layout::forget_guests() };
+    }
+
     fn load(&self, id: Stage2Id, context: &mut Context) {
         world_switch::load(id, context);
     }

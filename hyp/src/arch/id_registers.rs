@@ -1,6 +1,8 @@
 //! Identification registers as the host sees them: the CPU's, without the features that Deed hides from everybody,
 //! because nobody switches their state or lets EL1 have their registers.
 
+use super::registers::CTR_EL0;
+use aarch64_cpu::registers::Readable;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -31,7 +33,11 @@ pub fn value(crm: u64, op2: u64) -> u64 {
 /// The registers of that space on the boot CPU, as it has them, hiding nothing.
 static KEPT: [[AtomicU64; 8]; 7] = [const { [const { AtomicU64::new(0) }; 8] }; 7];
 
-/// Keeps this CPU's registers, for others to be compared with.
+/// CTR_EL0 of the boot CPU. A CPU steps through memory by its own smallest line when it cleans, which the caches of the
+/// others must have no smaller ones than.
+static KEPT_CACHE_TYPE: AtomicU64 = AtomicU64::new(0);
+
+/// Keeps this CPU's registers and its CTR_EL0, for others to be compared with.
 pub fn keep() {
     all(|kept, value| {
         kept.store(value, Ordering::Relaxed);
@@ -47,7 +53,7 @@ pub fn are_those_kept() -> bool {
 fn all(mut visit: impl FnMut(&AtomicU64, u64) -> bool) -> bool {
     let rows = (1..).zip(&KEPT);
     let mut registers = rows.flat_map(|(crm, row)| (0..).zip(row).map(move |(op2, kept)| (crm, op2, kept)));
-    registers.all(|(crm, op2, kept)| visit(kept, read(crm, op2)))
+    visit(&KEPT_CACHE_TYPE, CTR_EL0.get()) && registers.all(|(crm, op2, kept)| visit(kept, read(crm, op2)))
 }
 
 /// Reads the CPU's register; 0 for one that is not in the space.

@@ -17,7 +17,8 @@ pub struct Stack {
     memory: UnsafeCell<[u8; STACK_SIZE]>,
 }
 
-// SAFETY: Rust code never refers to the bytes of a stack; CPU n alone uses stack n, through SP.
+// SAFETY: no Rust reference to the bytes of a stack exists. One CPU alone uses a stack, through SP, and
+// `forget_guests` writes to those that none uses.
 unsafe impl Sync for Stack {}
 
 impl Stack {
@@ -26,10 +27,13 @@ impl Stack {
     }
 }
 
-/// The stacks of all CPUs. Not zeroed at boot.
+/// The stacks of all CPUs. CPU n serves its host on stack n, and has a guest on its guest stack, which is stack
+/// [`GUEST_STACKS`] + n. Not zeroed at boot.
 // SAFETY (of the section): it is writable, page aligned and loaded as no-bits by linker/hyp.ld.
 #[unsafe(link_section = ".stacks")]
-pub static STACKS: [Stack; MAX_CPUS] = [const { Stack::new() }; MAX_CPUS];
+pub static STACKS: [Stack; 2 * MAX_CPUS] = [const { Stack::new() }; 2 * MAX_CPUS];
+/// Index of the first guest stack: registers of guests are on no other.
+pub const GUEST_STACKS: usize = MAX_CPUS;
 
 macro_rules! linker_symbols {
     ($($(#[$doc:meta])* $name:ident: $start:ident .. $end:ident;)*) => {
@@ -73,28 +77,16 @@ pub fn stack(cpu: &Stack) -> Pages<Pfn> {
     span(start, start + STACK_SIZE)
 }
 
-/// Zeroes what calls have left below the stack pointer on a CPU's own stack, in memory too: registers of guests
-/// may be among it. For a CPU that goes off, and a machine that goes down.
-#[inline(never)]
-pub fn forget_stack(cpu: usize) {
-    let Some(stack) = STACKS.get(cpu) else { return };
-    let start = stack.memory.get().addr() as u64;
-    let end: u64;
-    // SAFETY: CPU n calls this on its own stack; what is below SP belongs to no live frame, AAPCS64 having no
-    // red zone, and SP is 16-byte aligned, so the loop ends exactly there.
-    unsafe {
-        core::arch::asm!(
-            "mov {end}, sp",
-            "2: cmp {at}, {end}",
-            "b.hs 3f",
-            "stp xzr, xzr, [{at}], #16",
-            "b 2b",
-            "3:",
-            at = inout(reg) start => _,
-            end = out(reg) end,
-        );
+/// Zeroes the guest stacks of all CPUs, in memory too.
+///
+/// # Safety
+///
+/// No CPU has a guest, and none will have one.
+pub unsafe fn forget_guests() {
+    for page in STACKS.iter().skip(GUEST_STACKS).flat_map(|unused| stack(unused).iter()) {
+        // SAFETY: EL2 maps its stacks one to one and writable; nobody uses these, as the caller says.
+        unsafe { super::cache::wipe_page(page.base().as_u64()) };
     }
-    super::cache::clean_and_invalidate(start, end.saturating_sub(start));
 }
 
 /// Whether an address lies in the guard page of some stack.

@@ -7,7 +7,7 @@
 use super::boot::hypervisor;
 use super::features::Features;
 use super::panic::is_panicking;
-use super::{cache, exceptions, host, id_registers, layout, mmu, power};
+use super::{cache, exceptions, host, id_registers, mmu, power};
 use crate::addr::Pfn;
 use crate::cpus::{AFFINITY, Cpus, Start};
 use crate::psci::{Power, loses_registers};
@@ -73,13 +73,9 @@ pub fn host_power(power: Power) -> u64 {
     }
 }
 
-/// Turns this CPU off; returns only if the firmware refuses. Its stack is of no use to a CPU that is off, and whoever ends
-/// the machine zeroes its own alone.
+/// Turns this CPU off; returns only if the firmware refuses.
 fn turn_off(cpu: usize) -> u64 {
-    CPUS.turn_off(cpu, || {
-        layout::forget_stack(cpu);
-        power::call(psci::CPU_OFF, 0, 0, 0)
-    })
+    CPUS.turn_off(cpu, || power::call(psci::CPU_OFF, 0, 0, 0))
 }
 
 /// What the firmware says of its `CPU_SUSPEND`.

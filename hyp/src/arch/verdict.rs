@@ -22,9 +22,7 @@ static ENDING: AtomicBool = AtomicBool::new(false);
 
 /// Wipes what guests own, prints the verdict, and relays the call to the firmware. A CPU that comes second stops here.
 pub fn end_run(hypervisor: &Hypervisor<El2>, end: End) -> ! {
-    let cpu = super::exceptions::this_cpu();
     if ENDING.swap(true, Ordering::Relaxed) {
-        super::layout::forget_stack(cpu);
         power::park();
     }
     let wiped = hypervisor.wipe_all_guests();
@@ -43,7 +41,6 @@ pub fn end_run(hypervisor: &Hypervisor<El2>, end: End) -> ! {
             oracle_words(),
         );
     }
-    super::layout::forget_stack(cpu);
     power::end(end)
 }
 

@@ -211,6 +211,22 @@ load_keys:
     load_key 3, 0, 64
     ret
 
+/* void call_on_guest_stack(void *argument, void (*function)(void *)): calls it on this CPU's guest stack, from its top. */
+    .balign 64
+    .globl  call_on_guest_stack
+call_on_guest_stack:
+    stp     x29, x30, [sp, #-16]!
+    mov     x29, sp
+    adrp    x2, {stacks} + GUEST_STACKS_OFFSET + STACK_SPAN
+    mrs     x3, tpidr_el2
+    mov     x4, #STACK_SPAN
+    madd    x2, x3, x4, x2
+    mov     sp, x2
+    blr     x1
+    mov     sp, x29
+    ldp     x29, x30, [sp], #16
+    ret
+
 /*
  * u64 enter_guest(Context *): runs the guest that is loaded until its next exception to EL2, and returns
  * which kind it was. On the stack meanwhile: the callee-saved registers and, at SAVED_CONTEXT, the argument.
@@ -271,7 +287,6 @@ leave_guest:
     stp     x28, x29, [x1, #CONTEXT_X + 8 * 28]
     str     x30, [x1, #CONTEXT_X + 8 * 30]
     ldp     x2, x3, [sp], #16
-    stp     xzr, xzr, [sp, #-16]            // The host may reset the machine while this stack lies idle.
     stp     x2, x3, [x1, #CONTEXT_X]
     mrs     x2, elr_el2
     mrs     x3, spsr_el2

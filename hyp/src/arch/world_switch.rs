@@ -16,6 +16,7 @@
 use super::features::Features;
 use super::host::vttbr;
 use super::instructions::{dsb_ish, isb, translate_el1_read};
+use super::layout;
 use super::panic::PANICKING;
 use super::registers::{
     HCRX_EL2, HDFGRTR_EL2, HDFGRTR2_EL2, HDFGWTR_EL2, HDFGWTR2_EL2, HFGITR_EL2, HFGITR2_EL2, HFGRTR_EL2,
@@ -30,6 +31,7 @@ use aarch64_cpu::registers::{
     TCR_EL1, VBAR_EL2, VTTBR_EL2, Writeable,
 };
 use core::arch::global_asm;
+use core::ffi::c_void;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -85,6 +87,8 @@ global_asm!(
     ".equ EL1_VMPIDR_EL2, {vmpidr_el2}",
     ".equ FP_V, {fp_v}",
     ".equ FP_FPCR, {fp_fpcr}",
+    ".equ STACK_SPAN, {stack_span}",
+    ".equ GUEST_STACKS_OFFSET, {guest_stacks_offset}",
     ".equ EXIT_SYNC, {exit_sync}",
     ".equ EXIT_IRQ, {exit_irq}",
     ".equ EXIT_SERROR, {exit_serror}",
@@ -111,6 +115,9 @@ global_asm!(
     exit_irq = const EXIT_IRQ,
     exit_serror = const EXIT_SERROR,
     panicking = sym PANICKING,
+    stacks = sym layout::STACKS,
+    stack_span = const size_of::<layout::Stack>(),
+    guest_stacks_offset = const layout::GUEST_STACKS * size_of::<layout::Stack>(),
 );
 
 unsafe extern "C" {
@@ -125,6 +132,9 @@ unsafe extern "C" {
     /// # Safety
     /// The guest of `context` is loaded on this CPU.
     fn enter_guest(context: &mut Context) -> u64;
+    /// # Safety
+    /// This CPU is not on its guest stack, and `function` may be called with `argument`.
+    fn call_on_guest_stack(argument: *mut c_void, function: unsafe extern "C" fn(*mut c_void));
     safe static guest_vectors: [u8; 0];
     // See vectors.S.
     safe static host_vectors: [u8; 0];
@@ -213,6 +223,19 @@ pub(super) fn without_walks(operation: impl FnOnce()) {
     SCTLR_EL1.set(sctlr);
     isb();
     TCR_EL1.set(tcr);
+}
+
+/// Calls `work` on this CPU's guest stack, which this CPU is not on.
+#[inline]
+pub(super) fn on_guest_stack<F: FnMut()>(mut work: F) {
+    /// # Safety
+    /// `work` points to an `F` that nobody else uses.
+    unsafe extern "C" fn call<F: FnMut()>(work: *mut c_void) {
+        // SAFETY: as said.
+        unsafe { (*work.cast::<F>())() };
+    }
+    // SAFETY: the core does not nest this, and `work` is an `F`, unused until the call returns.
+    unsafe { call_on_guest_stack((&raw mut work).cast(), call::<F>) };
 }
 
 /// Puts a vCPU on this CPU: the host's registers go to `context.host`, the guest's come from `context`.

@@ -146,13 +146,16 @@ impl<M: Machine> Hypervisor<M> {
 mod tests {
     use super::*;
     use crate::sync::WAITS;
-    use crate::testing::{PROTECTED, RAM_START, World};
+    use crate::testing::{PROTECTED, RAM_START, World, become_cpu};
     use crate::vm::MAX_VCPUS;
+    use crate::vm::context::Trap;
     use crate::vm::power::Start;
     use abi::host::{HostCall, VM_ROOT_PAGES};
     use abi::page::Pool;
     use abi::{HostState, psci};
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
 
     #[test]
     fn teardown_returns_every_page_and_the_census_is_that_of_the_start() {
@@ -285,6 +288,35 @@ mod tests {
             assert_eq!(wiping.join().unwrap(), 1);
         });
         assert!(world.is_wiped(0));
+    }
+
+    #[test]
+    fn the_stacks_that_guests_run_on_are_zeroed_when_no_cpu_is_on_one() {
+        let world = World::new();
+        let machine = world.hyp.machine();
+        let vm = world.protected_vm();
+        world.ok(HostCall::VcpuCreate { vm, vcpu: 0 });
+        world.ok(HostCall::VcpuSetBoot { vm, vcpu: 0, pc: 0x1000, x0: 0 });
+        let (runs, waits) = mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                become_cpu(1);
+                machine.push_step(move |_| {
+                    let before = WAITS.load(Ordering::SeqCst);
+                    runs.send(()).unwrap();
+                    // The end of the machine waits for this guest now, if it waits at all.
+                    let patience = Instant::now() + Duration::from_secs(1);
+                    while WAITS.load(Ordering::SeqCst) == before && Instant::now() < patience {
+                        std::thread::yield_now();
+                    }
+                    Trap::Irq
+                });
+                world.call(HostCall::VcpuRun { vm, vcpu: 0, values: [0; 4] });
+            });
+            waits.recv().unwrap();
+            world.hyp.wipe_all_guests();
+            assert!(machine.has_forgotten_guest_stacks());
+        });
     }
 
     #[test]

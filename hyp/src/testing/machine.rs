@@ -10,7 +10,7 @@ use crate::sync::{AtomicU64, Lock, Ordering, order};
 use crate::vm::context::{Context, Trap};
 use core::cell::Cell;
 use core::ptr::NonNull;
-use core::sync::atomic::AtomicBool;
+use core::sync::atomic::{AtomicBool, AtomicUsize};
 use std::collections::VecDeque;
 use std::sync::{Mutex, OnceLock};
 
@@ -61,6 +61,10 @@ pub struct TestMachine {
     records: Mutex<Vec<Vec<RecordPage>>>,
     /// Sizes of the records that were cleaned to memory.
     cleaned: Mutex<Vec<usize>>,
+    /// CPUs that are on their guest stack.
+    on_guest_stacks: AtomicUsize,
+    /// The guest stacks were zeroed.
+    guest_stacks_forgotten: AtomicBool,
     /// Stage 2 forces write-back memory.
     forces_write_back: AtomicBool,
 }
@@ -114,6 +118,8 @@ impl TestMachine {
             serrors: Mutex::default(),
             records: Mutex::default(),
             cleaned: Mutex::default(),
+            on_guest_stacks: AtomicUsize::new(0),
+            guest_stacks_forgotten: AtomicBool::new(false),
             forces_write_back: AtomicBool::new(false),
         }
     }
@@ -234,6 +240,11 @@ impl TestMachine {
         core::mem::take(&mut lock(&self.cleaned))
     }
 
+    /// Whether the stacks on which guests ran were zeroed.
+    pub fn has_forgotten_guest_stacks(&self) -> bool {
+        self.guest_stacks_forgotten.load(Ordering::SeqCst)
+    }
+
     /// Drops the steps of this CPU's guests that were not made.
     pub fn drop_steps(&self) {
         if let Some(script) = self.scripts.get(this_cpu()) {
@@ -317,6 +328,17 @@ impl Machine for TestMachine {
 
     fn invalidate_icache(&self) {
         self.step().invalidate_icache();
+    }
+
+    fn on_guest_stack(&self, mut work: impl FnMut()) {
+        self.on_guest_stacks.fetch_add(1, Ordering::SeqCst);
+        work();
+        self.on_guest_stacks.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn forget_guest_stacks(&self) {
+        assert_eq!(self.on_guest_stacks.load(Ordering::SeqCst), 0, "a stack that a CPU is on is zeroed");
+        self.guest_stacks_forgotten.store(true, Ordering::SeqCst);
     }
 
     fn run(&self, _id: Stage2Id, context: &mut Context) -> Trap {

@@ -200,6 +200,11 @@ impl Vm {
         outcome
     }
 
+    /// Takes where a vCPU starts that was pending.
+    pub(crate) fn take_start(&mut self, index: usize) -> Start {
+        self.starts.get_mut(index).map(core::mem::take).unwrap_or_default()
+    }
+
     /// Zeroes what vCPUs were to start with, in memory too.
     fn forget_starts<M: Machine>(&mut self, machine: &M) {
         self.starts = Default::default();

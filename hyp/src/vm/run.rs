@@ -75,9 +75,10 @@ enum Unshare {
 }
 
 /// How a vCPU enters a CPU.
+#[derive(Clone, Copy)]
 struct Entry {
-    /// The guest has just turned it on, and it starts there, with this x0.
-    start: Option<Start>,
+    /// The guest has just turned it on, and said where it starts.
+    starts: bool,
     /// Another vCPU of the VM was the last one on this CPU.
     changed: bool,
 }
@@ -87,13 +88,11 @@ impl Entry {
     #[inline]
     fn of(vm: &mut Vm, cpu: usize, index: usize) -> Result<Self, Error> {
         let state = vm.power.get_mut(index).ok_or(Error::NoEntry)?;
-        let start = match *state {
-            Power::Off | Power::Stopped => return Err(Error::Again),
-            Power::Pending => vm.starts.get_mut(index).map(core::mem::take),
-            Power::On => None,
-        };
-        *state = Power::On;
-        Ok(Self { start, changed: vm.residency.enter(cpu, index) })
+        if matches!(*state, Power::Off | Power::Stopped) {
+            return Err(Error::Again);
+        }
+        let starts = core::mem::replace(state, Power::On) == Power::Pending;
+        Ok(Self { starts, changed: vm.residency.enter(cpu, index) })
     }
 }
 
@@ -108,18 +107,29 @@ impl<M: Machine> Hypervisor<M> {
             Ok(claimed) => claimed,
             Err(error) => return HostResult::refused(error),
         };
-        if let Some(Start { pc, context_id }) = entry.start {
+        let mut exit = Exit::Interrupted;
+        self.machine().on_guest_stack(|| exit = self.run_claimed(&mut claim, entry, values));
+        self.unclaim(claim);
+        HostResult::ok(&exit.to_words())
+    }
+
+    /// Runs a claimed vCPU until its next exit. From the claim on until it is given back a machine that goes down waits,
+    /// and then zeroes the stack that this is on.
+    #[inline]
+    fn run_claimed(&self, claim: &mut Claim, entry: Entry, values: [u64; 4]) -> Exit {
+        if entry.starts
+            && let Some(Start { pc, context_id }) =
+                self.with_vm(claim.handle, |vm| vm.take_start(claim.index))
+        {
             claim.vcpu.reset(pc, context_id);
         }
         if entry.changed {
             self.machine().forget_vcpu(claim.id);
         }
-        let exit = match self.settle(&mut claim, values) {
+        match self.settle(claim, values) {
             Some(exit) => exit,
-            None => self.run_loaded(&mut claim),
-        };
-        self.unclaim(claim);
-        HostResult::ok(&exit.to_words())
+            None => self.run_loaded(claim),
+        }
     }
 
     /// Takes the host's word that the pages of a pending unshare are unmapped, and ends the request. The
