@@ -6,8 +6,11 @@
 //! specification gives the same outcomes and the same state; and what ended before something else began comes first
 //! in it.
 
+mod power;
 mod search;
 mod stage;
+
+pub use power::turn_a_cpu_on_from_two;
 
 use crate::real::Real;
 use hyp::testing::become_cpu;

@@ -8,7 +8,7 @@
 
 use abi::page::{Permissions, Pool};
 use abi::{Error, HostCall};
-use deed_tests::threads::{Op, Pair, Start, explore, under_schedules};
+use deed_tests::threads::{Op, Pair, Start, explore, turn_a_cpu_on_from_two, under_schedules};
 use hyp::testing::{PROTECTED, World, become_cpu};
 use spec::{Call, Run};
 use std::sync::Arc;
@@ -219,11 +219,21 @@ fn make_a_vcpu_and_use_it() {
     world.check();
 }
 
-#[test]
-fn a_vcpu_that_is_being_made_is_there_whole_or_not_at_all() {
+/// Plays a story of its own under schedules.
+fn explore_story(play: fn()) {
     let schedules = number("DEED_SCHEDULES").map_or(SCHEDULES, |schedules| schedules as usize);
     let seed = number("DEED_SEED").unwrap_or(1);
-    if let Err(what) = under_schedules(make_a_vcpu_and_use_it, 10 * schedules, seed) {
+    if let Err(what) = under_schedules(play, 10 * schedules, seed) {
         panic!("{what}");
     }
+}
+
+#[test]
+fn a_vcpu_that_is_being_made_is_there_whole_or_not_at_all() {
+    explore_story(make_a_vcpu_and_use_it);
+}
+
+#[test]
+fn a_cpu_that_two_turn_on_begins_as_often_as_they_are_told_and_where_they_asked() {
+    explore_story(turn_a_cpu_on_from_two);
 }

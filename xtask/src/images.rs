@@ -8,6 +8,7 @@ use crate::toolchain::Toolchain;
 use crate::tree::Tree;
 use crate::ui::{Task, command_line};
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use object::elf::ELFMAG;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -17,6 +18,8 @@ use std::sync::Mutex;
 const PROGRAMS: &str = "host-programs";
 /// Packages whose programs go into the ramdisk as `guests/NAME.bin`, flat.
 const GUESTS: &str = "guest-stub";
+/// Bytes of RAM that the host's programs give a guest (`guest_stub::protocol::RAM_SIZE`).
+const GUEST_RAM: usize = 4 << 20;
 const HOST: &str = "host-stub";
 const HYP: &str = "hyp";
 
@@ -41,6 +44,8 @@ pub(crate) struct Builder<'a> {
     toolchain: &'a Toolchain,
     release: bool,
     verbose: bool,
+    /// A guest of the caller's own, flat: `guests/own.bin`.
+    guest: Option<Vec<u8>>,
     /// Held while something is built.
     built: Mutex<Ready>,
 }
@@ -57,7 +62,18 @@ struct Ready {
 impl<'a> Builder<'a> {
     /// Nothing is built yet.
     pub(crate) fn new(tree: &'a Tree, toolchain: &'a Toolchain, release: bool, verbose: bool) -> Self {
-        Self { tree, toolchain, release, verbose, built: Mutex::default() }
+        Self { tree, toolchain, release, verbose, guest: None, built: Mutex::default() }
+    }
+
+    /// Puts another guest into the ramdisk: an ELF file for this machine, or the bytes as they are.
+    pub(crate) fn with_guest(self, file: Vec<u8>) -> Result<Self> {
+        let guest = if file.starts_with(&ELFMAG) { elf::flatten(&file)? } else { file };
+        ensure!(
+            guest.len() <= GUEST_RAM,
+            "a guest has {GUEST_RAM} bytes of RAM, this one is {} long",
+            guest.len()
+        );
+        Ok(Self { guest: Some(guest), ..self })
     }
 
     /// Whether the images serve the test calls.
@@ -133,6 +149,9 @@ impl<'a> Builder<'a> {
             let flat = elf::flatten(&std::fs::read(path)?).with_context(|| format!("guest {name}"))?;
             ramdisk.file(&format!("guests/{name}.bin"), &flat);
             std::fs::copy(path, folder.join(format!("guest-{name}.elf")))?;
+        }
+        if let Some(guest) = &self.guest {
+            ramdisk.file("guests/own.bin", guest);
         }
         std::fs::write(folder.join("ramdisk.cpio"), ramdisk.finish())?;
         Ok(programs.into_keys().map(str::to_owned).collect())

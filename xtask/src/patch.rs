@@ -47,6 +47,8 @@ pub(crate) struct Patch {
     pub(crate) fault: String,
     pub(crate) layer: Layer,
     pub(crate) catchers: Vec<Catcher>,
+    /// Files that it changes, from the root of the checkout.
+    files: Vec<String>,
 }
 
 impl Patch {
@@ -95,8 +97,19 @@ impl Patch {
             fault: fault.filter(|fault| !fault.is_empty()).context("no `# fault:` line")?,
             layer,
             catchers: catchers.iter().map(|name| Catcher::parse(layer, name)).collect::<Result<_>>()?,
+            files: text.lines().filter_map(|line| line.strip_prefix("+++ b/")).map(str::to_owned).collect(),
             path,
         })
+    }
+
+    /// Whether all that it changes is built for the bare machine alone, so that no layer but boots can see it.
+    pub(crate) fn is_for_boots_alone(&self) -> bool {
+        // Values alone, which the tests of `hyp` include.
+        const BUILT_FOR_TESTS: &str = "hyp/src/arch/traps.rs";
+        const BARE: [&str; 2] = ["hyp/src/arch/", "host-stub/src/arch/"];
+        let is_bare =
+            |file: &String| file != BUILT_FOR_TESTS && BARE.iter().any(|folder| file.starts_with(folder));
+        self.files.iter().all(is_bare)
     }
 }
 
@@ -169,6 +182,21 @@ mod tests {
         let patch = parse("# fault: f\n# layer: threads\n# caught-by: a_private_page").unwrap();
         assert_eq!(patch.catchers[0], Catcher::Threads { test: "a_private_page".into() });
         assert_eq!(patch.catchers[0].to_string(), "threads/a_private_page");
+    }
+
+    #[test]
+    fn what_the_build_machine_builds_other_layers_could_see() {
+        let is_for_boots = |files: &[&str]| {
+            let changes: String = files
+                .iter()
+                .map(|file| format!("--- a/{file}\n+++ b/{file}\n@@ -1 +1 @@\n-a\n+b\n"))
+                .collect();
+            let header = "# fault: f\n# layer: emulator\n# caught-by: reset\n";
+            Patch::parse("p.patch".into(), &(header.to_owned() + &changes)).unwrap().is_for_boots_alone()
+        };
+        assert!(is_for_boots(&["hyp/src/arch/world_switch.S", "host-stub/src/arch/smp.rs"]));
+        assert!(!is_for_boots(&["hyp/src/arch/traps.rs"]));
+        assert!(!is_for_boots(&["hyp/src/arch/el2.rs", "hyp/src/vm/run.rs"]));
     }
 
     #[test]

@@ -211,6 +211,14 @@ impl Scenario {
         Self { name: "payload".to_owned(), payload: Some(payload), ..blank }
     }
 
+    /// The boot of a guest of the caller's own, which [`Builder::with_guest`](crate::images::Builder::with_guest) has put
+    /// into the ramdisk.
+    pub(crate) fn of_guest() -> Self {
+        let text = "description = \"a guest of the caller's own\"\nprogram = \"guests\"\nargs = [\"own\"]";
+        let blank: Self = toml::from_str(text).unwrap_or_else(|error| panic!("a fixed text is bad: {error}"));
+        Self { name: "guest".to_owned(), ..blank }
+    }
+
     /// Returns the names of all scenarios, in alphabetical order.
     pub(crate) fn names(tree: &Tree) -> Result<Vec<String>> {
         Self::names_in(tree, SCENARIOS)

@@ -103,6 +103,9 @@ impl Machine {
     pub fn load(mapping: &Mapping, image: &str) -> Result<Vec<u8>, Failure> {
         let path = crate::steps::format(format_args!("/guests/{image}.bin"));
         let bytes = File::open(&path)?.read_all()?;
+        if bytes.len() as u64 > RAM_SIZE {
+            return Err(failure!("the guest's image has {} bytes, its RAM {RAM_SIZE}", bytes.len()));
+        }
         mapping.write(&bytes).map_err(|signal| failure!("writing the image: {signal}"))?;
         Ok(bytes)
     }

@@ -94,6 +94,10 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
         let missed = faults.iter().filter(|fault| fault.caught_by.is_empty()).count();
         println!("\n{}\n", result_line(patches.len() - missed, missed, began.elapsed()));
         let verdict = if missed == 0 { "PASSED" } else { "FAILED" };
+        let bare = patches.iter().filter(|patch| patch.is_for_boots_alone()).count();
+        if bare > 0 {
+            println!("{bare} of them are in code that is built for the bare machine alone: only boots can catch those");
+        }
         println!("{verdict}: {} of {} faults were caught", patches.len() - missed, patches.len());
         Ok(missed == 0)
     })

@@ -9,7 +9,7 @@ use crate::scenario::{Overrides, Payload, Scenario};
 use crate::toolchain::{Need, Toolchain, is_attended};
 use crate::tree::Tree;
 use crate::ui::seconds;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 
 /// The name of Debian's kernel as a host.
@@ -41,6 +41,12 @@ pub(crate) struct Args {
     /// Boot arguments of that host.
     #[arg(long, value_name = "TEXT", requires = "host", default_value = "")]
     append: String,
+    /// Run this program as a protected guest of Deed's own host: a raw binary, or an ELF file, which is made one.
+    ///
+    /// It is loaded at 0x80000000, the first of 4 MiB, and entered at its first byte, at EL1 with the MMU off and x0 = 0
+    /// (guest-stub/README.md). Passes if it turns itself off, and no step that it prints has failed.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["scenario", "host"])]
+    guest: Option<PathBuf>,
     /// RAM of the machine, such as 512M or 16G.
     #[arg(long, value_name = "SIZE")]
     memory: Option<String>,
@@ -87,6 +93,7 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
             }
             (_, Some((.., scenario))) => Scenario::load(tree, scenario)?,
             (Some(host), None) => Scenario::of_payload(payload(host, args)?),
+            (None, None) if args.guest.is_some() => Scenario::of_guest(),
             (None, None) => Scenario::load(tree, &args.scenario)?,
         };
         let by_hand = Overrides { memory: args.memory.clone(), cpu: args.cpu.clone(), smp: args.smp };
@@ -103,7 +110,11 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
         report.env.smp = Some(machine.smp);
         report.env.memory = Some(machine.memory.clone());
 
-        let builder = Builder::new(tree, &toolchain, args.release, args.verbose);
+        let mut builder = Builder::new(tree, &toolchain, args.release, args.verbose);
+        if let Some(guest) = &args.guest {
+            let file = std::fs::read(guest).with_context(|| format!("the guest {}", guest.display()))?;
+            builder = builder.with_guest(file)?;
+        }
         let options = Options {
             emulator,
             live: true,

@@ -1,5 +1,6 @@
-//! All CPUs make calls about the same pages and VMs at once, so that each pair of the locks of creation, host, hypervisor
-//! and VM, and that of the CPUs' states, is taken in every order that the calls allow. A CPU that waits for ever is noticed: it does not end its series.
+//! All CPUs make calls about the same pages and VMs at once, so that each pair of the locks of creation, host, hypervisor,
+//! VM and records, and that of the CPUs' states, is taken in every order that the calls allow. A CPU that waits for ever is
+//! noticed: it does not end its series.
 
 extern crate alloc;
 
@@ -8,13 +9,13 @@ use alloc::vec::Vec;
 use abi::page::Permissions;
 use abi::{Error, HostCall, VmFlags, VmHandle, psci};
 use guest_stub::protocol::player::LOAD;
-use host_programs::Failure;
 use host_programs::cpu::Cpu;
 use host_programs::deed::{Answer, Deed};
 use host_programs::player::Player;
 use host_programs::raw_vm::RawVm;
 use host_programs::series::Series;
 use host_programs::steps::Steps;
+use host_programs::{Failure, failure};
 
 /// Pages that are contested.
 const PAGES: u64 = 4;
@@ -27,6 +28,27 @@ const TABLE: u64 = 512;
 const ROUNDS: u64 = 500;
 /// Tables that the two VMs need at most.
 const TABLES: u64 = 64;
+/// vCPUs that a VM has at most.
+const MOST_VCPUS: u64 = 8;
+
+/// VMs with so many vCPUs that the hypervisor has no room for the record of another: making one is refused, but under all
+/// the locks that it takes.
+fn without_room(deed: &Deed) -> Result<Vec<RawVm>, Failure> {
+    let mut vms = Vec::new();
+    loop {
+        let vm = RawVm::new(deed, VmFlags::default())?;
+        let handle = vm.handle();
+        vms.push(vm);
+        for vcpu in 0..MOST_VCPUS {
+            let answer = deed.call(HostCall::VcpuCreate { vm: handle, vcpu })?;
+            match answer {
+                Answer::Served(result) if result.outcome == Err(Error::NoMemory) => return Ok(vms),
+                Answer::Served(result) if result.outcome.is_ok() => {}
+                _ => return Err(failure!("a vCPU is not made: {answer}")),
+            }
+        }
+    }
+}
 
 /// Lets all CPUs contend.
 pub(crate) fn contend(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
@@ -39,15 +61,16 @@ pub(crate) fn contend(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
     // Tables for all that follows: no call lacks pages.
     open.give_tables(deed, TABLES)?;
     player.give_tables(deed, TABLES)?;
+    let fillers = without_room(deed)?;
     let pages = deed.alloc(PAGES)?;
     let contest = Contest { open: open.handle(), root: open.root(), protected: player.handle(), pages };
 
     let mut cpus = Vec::new();
     for number in 1..=others {
         let mut cpu = Cpu::on(deed, number)?;
-        contest.fill(cpu.series(), number, 0);
+        let calls = contest.fill(cpu.series(), number, 0);
         cpu.play(rounds, true)?;
-        cpus.push(cpu);
+        cpus.push((cpu, calls));
     }
     let mut own = Series::default();
     let mut observed = Observed::default();
@@ -57,8 +80,9 @@ pub(crate) fn contend(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
         observed.note(&own, &calls);
     }
     let mut ended = 0;
-    for cpu in &mut cpus {
+    for (cpu, calls) in &mut cpus {
         ended += u64::from(cpu.end(true)?.rounds == rounds);
+        observed.note(cpu.series(), calls);
     }
     steps.equal("every-cpu-ends-its-series", others, ended);
     let strange = &observed.strange;
@@ -70,7 +94,7 @@ pub(crate) fn contend(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
     let report = player.ask(deed, 0, [LOAD, Player::address(0), 0, 0])?;
     steps.equal("the-guest-is-whole", 0, report[0]);
 
-    for cpu in cpus {
+    for (cpu, _) in cpus {
         cpu.off()?;
     }
     for pfn in pages..pages + PAGES {
@@ -81,6 +105,9 @@ pub(crate) fn contend(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
     }
     let free = deed.free(pages, PAGES);
     steps.check("every-page-comes-back", true, free.is_ok(), free.is_ok());
+    for vm in fillers {
+        vm.end(deed)?;
+    }
     open.end(deed)?;
     player.end(deed, &[])
 }
@@ -95,7 +122,7 @@ struct Contest {
 }
 
 /// Calls about each page.
-const CALLS: usize = 12;
+const CALLS: usize = 13;
 /// A call and its place in the series.
 type Calls = [(usize, HostCall); CALLS * PAGES as usize];
 
@@ -122,6 +149,7 @@ impl Contest {
                 HostCall::UnshareAck { vm: protected, vcpu: 0 },
                 HostCall::VmTeardownFinish { vm: open },
                 HostCall::VmCreate { flags: VmFlags::default(), root: self.root },
+                HostCall::VcpuCreate { vm: open, vcpu: 1 },
             ];
             for (place, call) in places.iter_mut().zip(all) {
                 let at = match call {
@@ -141,7 +169,7 @@ impl Contest {
 /// Register of DONATE_GUEST that holds the gfn.
 const DONATED_AT: u64 = 3;
 
-/// What CPU 0 saw of its own calls.
+/// What came of all calls of CPU 0, and of those of the others' last rounds.
 #[derive(Default)]
 struct Observed {
     done: u64,
@@ -166,6 +194,7 @@ impl Observed {
                                 | HostCall::VmTeardownFinish { .. }
                                 | HostCall::VmCreate { .. }
                         ) => {}
+                    Err(Error::NoMemory) if matches!(call, HostCall::VcpuCreate { .. }) => {}
                     Err(error) if ALLOWED.contains(&error) => self.refused += 1,
                     Err(_) => self.strange = Some((*call, answer)),
                 },

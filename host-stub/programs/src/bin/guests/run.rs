@@ -4,7 +4,7 @@ use host_programs::machine::{Event, Machine, Options};
 use host_programs::steps::Steps;
 use host_programs::{Failure, failure};
 
-use crate::{memory, plain, several};
+use crate::{memory, own, plain, several};
 
 /// Runs what the argument names.
 pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure> {
@@ -23,6 +23,7 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
         [_, "psci", ..] => several::psci(steps),
         [_, "spin", ..] => several::spin(steps),
         [_, "plain", ..] => plain::plain(steps),
+        [_, "own", ..] => own::own(steps),
         _ => Err(failure!("which guest?")),
     }
 }
