@@ -98,25 +98,35 @@ impl Exit {
     #[inline]
     pub fn to_words(self) -> [u64; EXIT_WORDS] {
         let mut words = [0; EXIT_WORDS];
-        let (reason, data): (u64, &[u64]) = match &self {
-            Self::Interrupted => (0, &[]),
-            Self::Wait { event } => (1, &[*event as u64]),
-            Self::MissingPage { ipa, access } => (2, &[*ipa, *access as u64]),
-            Self::Mmio { ipa, size, write, value } => (3, &[*ipa, *size as u64, *write as u64, *value]),
-            Self::Unshare { ipa, pages } => (4, &[*ipa, *pages]),
-            Self::NeedPages { pool, pages } => (5, &[*pool as u64, *pages]),
-            Self::GuestCall { arguments } => (6, arguments),
-            Self::SystemOff => (7, &[]),
-            Self::SystemReset => (8, &[]),
-            Self::CpuOn { vcpu } => (9, &[*vcpu]),
-            Self::CpuOff => (10, &[]),
-            Self::SError => (11, &[]),
-            Self::Fatal(why) => (12, &[*why as u64]),
-        };
-        for (word, value) in words.iter_mut().zip(core::iter::once(&reason).chain(data)) {
-            *word = *value;
-        }
+        self.write(&mut words);
         words
+    }
+
+    /// Writes those words that the exit says something with, and leaves the others alone.
+    #[inline]
+    pub fn write(&self, words: &mut [u64; EXIT_WORDS]) {
+        let [first, others @ ..] = words;
+        let mut say = |reason, data: &[u64]| {
+            *first = reason;
+            for (word, value) in others.iter_mut().zip(data) {
+                *word = *value;
+            }
+        };
+        match self {
+            Self::Interrupted => say(0, &[]),
+            Self::Wait { event } => say(1, &[*event as u64]),
+            Self::MissingPage { ipa, access } => say(2, &[*ipa, *access as u64]),
+            Self::Mmio { ipa, size, write, value } => say(3, &[*ipa, *size as u64, *write as u64, *value]),
+            Self::Unshare { ipa, pages } => say(4, &[*ipa, *pages]),
+            Self::NeedPages { pool, pages } => say(5, &[*pool as u64, *pages]),
+            Self::GuestCall { arguments } => say(6, arguments),
+            Self::SystemOff => say(7, &[]),
+            Self::SystemReset => say(8, &[]),
+            Self::CpuOn { vcpu } => say(9, &[*vcpu]),
+            Self::CpuOff => say(10, &[]),
+            Self::SError => say(11, &[]),
+            Self::Fatal(why) => say(12, &[*why as u64]),
+        }
     }
 
     /// Reads x2 to x9; `None` if they are no exit.

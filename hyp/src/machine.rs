@@ -82,8 +82,8 @@ pub trait Machine {
     /// Invalidates the instruction caches of all CPUs.
     fn invalidate_icache(&self);
 
-    /// Does what works with a guest's registers on a stack that nothing else uses, so that they are on no other. Does not
-    /// nest. A simulated machine has one stack.
+    /// Does what works with a guest's registers on a stack that nothing else uses, so that they are on no other. The core
+    /// does not nest it. A simulated machine has one stack.
     fn on_guest_stack(&self, mut work: impl FnMut()) {
         work();
     }

@@ -263,12 +263,14 @@ pub fn explore(pair: &Pair, schedules: usize, seed: u64) -> Result<(), String> {
     })
 }
 
-/// Plays what is no pair of the specification's calls, under so many random schedules.
+/// Plays what is no pair of the specification's calls, under so many schedules, as [`explore`] does.
 ///
 /// # Errors
 /// What the first that goes wrong says.
 pub fn under_schedules(play: fn(), schedules: usize, seed: u64) -> Result<(), String> {
-    run(RandomScheduler::new_from_seed(seed, schedules), play)
+    let half = schedules / 2;
+    run(RandomScheduler::new_from_seed(seed, schedules - half), play)?;
+    run(PctScheduler::new_from_seed(seed, DEPTH, half), play)
 }
 
 fn run(scheduler: impl Scheduler + 'static, play: impl Fn() + Send + Sync + 'static) -> Result<(), String> {

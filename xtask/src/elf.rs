@@ -1,7 +1,7 @@
 //! ELF files: as the flat bytes that a boot loader puts into memory, and their symbols.
 
 use anyhow::{Context, Result, bail, ensure};
-use object::elf::{FileHeader64, PT_LOAD};
+use object::elf::{EM_AARCH64, FileHeader64, PT_LOAD};
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
 use object::{LittleEndian, Object, ObjectSection, ObjectSymbol};
 use std::collections::HashMap;
@@ -32,6 +32,22 @@ pub(crate) fn flatten(elf: &[u8]) -> Result<Vec<u8>> {
         flat.resize(flat.len().max(end), 0);
         flat[start..end].copy_from_slice(data);
     }
+    Ok(flat)
+}
+
+/// Returns the flat bytes of a program for the bare machine, which is entered at the first of them.
+pub(crate) fn flatten_program(elf: &[u8]) -> Result<Vec<u8>> {
+    let flat = flatten(elf)?;
+    let header = FileHeader64::<LittleEndian>::parse(elf).context("not an ELF file for this machine")?;
+    ensure!(header.e_machine(LittleEndian) == EM_AARCH64, "it is not for AArch64");
+    let segments = header.program_headers(LittleEndian, elf).context("no program headers")?;
+    let loaded = segments.iter().filter(|segment| segment.p_type(LittleEndian) == PT_LOAD);
+    let first = loaded
+        .filter(|segment| segment.p_filesz(LittleEndian) > 0)
+        .min_by_key(|segment| segment.p_paddr(LittleEndian))
+        .context("nothing to load")?;
+    let (entry, start) = (header.e_entry(LittleEndian), first.p_vaddr(LittleEndian));
+    ensure!(entry == start, "its entry {entry:#x} is not its first byte, {start:#x}");
     Ok(flat)
 }
 

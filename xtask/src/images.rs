@@ -67,7 +67,8 @@ impl<'a> Builder<'a> {
 
     /// Puts another guest into the ramdisk: an ELF file for this machine, or the bytes as they are.
     pub(crate) fn with_guest(self, file: Vec<u8>) -> Result<Self> {
-        let guest = if file.starts_with(&ELFMAG) { elf::flatten(&file)? } else { file };
+        let guest =
+            if file.starts_with(&ELFMAG) { elf::flatten_program(&file).context("the guest")? } else { file };
         ensure!(
             guest.len() <= GUEST_RAM,
             "a guest has {GUEST_RAM} bytes of RAM, this one is {} long",

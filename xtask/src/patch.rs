@@ -92,12 +92,15 @@ impl Patch {
         let layer = layer.context("no `# layer:` line")?;
         ensure!(!catchers.is_empty(), "no `# caught-by:` line");
         ensure!(text.lines().any(|line| line.starts_with("@@ ")), "no change in the patch");
+        let files = text.lines().filter_map(|line| line.strip_prefix("+++ b/")).map(str::to_owned);
+        let files: Vec<_> = files.collect();
+        ensure!(!files.is_empty(), "no file in the patch");
         Ok(Self {
             name: path.file_stem().context("no name")?.to_string_lossy().into_owned(),
             fault: fault.filter(|fault| !fault.is_empty()).context("no `# fault:` line")?,
             layer,
             catchers: catchers.iter().map(|name| Catcher::parse(layer, name)).collect::<Result<_>>()?,
-            files: text.lines().filter_map(|line| line.strip_prefix("+++ b/")).map(str::to_owned).collect(),
+            files,
             path,
         })
     }
@@ -197,6 +200,14 @@ mod tests {
         assert!(is_for_boots(&["hyp/src/arch/world_switch.S", "host-stub/src/arch/smp.rs"]));
         assert!(!is_for_boots(&["hyp/src/arch/traps.rs"]));
         assert!(!is_for_boots(&["hyp/src/arch/el2.rs", "hyp/src/vm/run.rs"]));
+    }
+
+    #[test]
+    fn the_tests_of_the_hypervisor_build_one_file_of_arch() {
+        let tree = crate::tree::Tree::of_this_checkout().unwrap();
+        let root = std::fs::read_to_string(tree.root.join("hyp/src/lib.rs")).unwrap();
+        let built: Vec<&str> = root.lines().filter(|line| line.starts_with("#[path = ")).collect();
+        assert_eq!(built, [r#"#[path = "arch/traps.rs"]"#]);
     }
 
     #[test]

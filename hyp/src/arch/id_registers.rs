@@ -33,8 +33,8 @@ pub fn value(crm: u64, op2: u64) -> u64 {
 /// The registers of that space on the boot CPU, as it has them, hiding nothing.
 static KEPT: [[AtomicU64; 8]; 7] = [const { [const { AtomicU64::new(0) }; 8] }; 7];
 
-/// CTR_EL0 of the boot CPU. A CPU steps through memory by its own smallest line when it cleans, which the caches of the
-/// others must have no smaller ones than.
+/// CTR_EL0 of the boot CPU. A CPU steps through memory by its own smallest line when it cleans, and the caches of the others
+/// must have no smaller ones; what else the register tells, the host takes to be alike.
 static KEPT_CACHE_TYPE: AtomicU64 = AtomicU64::new(0);
 
 /// Keeps this CPU's registers and its CTR_EL0, for others to be compared with.

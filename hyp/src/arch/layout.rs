@@ -32,7 +32,7 @@ impl Stack {
 // SAFETY (of the section): it is writable, page aligned and loaded as no-bits by linker/hyp.ld.
 #[unsafe(link_section = ".stacks")]
 pub static STACKS: [Stack; 2 * MAX_CPUS] = [const { Stack::new() }; 2 * MAX_CPUS];
-/// Index of the first guest stack: registers of guests are on no other.
+/// Index of the first guest stack: registers of guests that the host is not shown are on no other.
 pub const GUEST_STACKS: usize = MAX_CPUS;
 
 macro_rules! linker_symbols {
@@ -71,9 +71,9 @@ fn span(start: usize, end: usize) -> Pages<Pfn> {
         .unwrap_or_else(|| panic!("the linker script leaves an empty part at {start:#x}"))
 }
 
-/// The usable part of a CPU's stack.
-pub fn stack(cpu: &Stack) -> Pages<Pfn> {
-    let start = cpu.memory.get().addr();
+/// The usable part of a stack.
+pub fn stack(stack: &Stack) -> Pages<Pfn> {
+    let start = stack.memory.get().addr();
     span(start, start + STACK_SIZE)
 }
 
@@ -83,7 +83,7 @@ pub fn stack(cpu: &Stack) -> Pages<Pfn> {
 ///
 /// No CPU has a guest, and none will have one.
 pub unsafe fn forget_guests() {
-    for page in STACKS.iter().skip(GUEST_STACKS).flat_map(|unused| stack(unused).iter()) {
+    for page in STACKS.iter().skip(GUEST_STACKS).flat_map(|guests| stack(guests).iter()) {
         // SAFETY: EL2 maps its stacks one to one and writable; nobody uses these, as the caller says.
         unsafe { super::cache::wipe_page(page.base().as_u64()) };
     }

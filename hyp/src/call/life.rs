@@ -297,13 +297,14 @@ mod tests {
         let vm = world.protected_vm();
         world.ok(HostCall::VcpuCreate { vm, vcpu: 0 });
         world.ok(HostCall::VcpuSetBoot { vm, vcpu: 0, pc: 0x1000, x0: 0 });
-        let (runs, waits) = mpsc::channel();
+        machine.leave_guest_stacks_slowly();
+        let (entered, has_entered) = mpsc::channel();
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 become_cpu(1);
                 machine.push_step(move |_| {
                     let before = WAITS.load(Ordering::SeqCst);
-                    runs.send(()).unwrap();
+                    entered.send(()).unwrap();
                     // The end of the machine waits for this guest now, if it waits at all.
                     let patience = Instant::now() + Duration::from_secs(1);
                     while WAITS.load(Ordering::SeqCst) == before && Instant::now() < patience {
@@ -313,7 +314,7 @@ mod tests {
                 });
                 world.call(HostCall::VcpuRun { vm, vcpu: 0, values: [0; 4] });
             });
-            waits.recv().unwrap();
+            has_entered.recv_timeout(Duration::from_secs(10)).unwrap();
             world.hyp.wipe_all_guests();
             assert!(machine.has_forgotten_guest_stacks());
         });

@@ -10,7 +10,7 @@ use crate::sync::{AtomicU64, Lock, Ordering, order};
 use crate::vm::context::{Context, Trap};
 use core::cell::Cell;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicUsize};
+use core::sync::atomic::AtomicBool;
 use std::collections::VecDeque;
 use std::sync::{Mutex, OnceLock};
 
@@ -61,8 +61,10 @@ pub struct TestMachine {
     records: Mutex<Vec<Vec<RecordPage>>>,
     /// Sizes of the records that were cleaned to memory.
     cleaned: Mutex<Vec<usize>>,
-    /// CPUs that are on their guest stack.
-    on_guest_stacks: AtomicUsize,
+    /// Whether each CPU is on its guest stack.
+    on_guest_stacks: Vec<AtomicBool>,
+    /// A CPU stays on its guest stack for a while when it has nothing to do there any more.
+    leaves_slowly: AtomicBool,
     /// The guest stacks were zeroed.
     guest_stacks_forgotten: AtomicBool,
     /// Stage 2 forces write-back memory.
@@ -118,7 +120,8 @@ impl TestMachine {
             serrors: Mutex::default(),
             records: Mutex::default(),
             cleaned: Mutex::default(),
-            on_guest_stacks: AtomicUsize::new(0),
+            on_guest_stacks: (0..cpus).map(|_| AtomicBool::new(false)).collect(),
+            leaves_slowly: AtomicBool::new(false),
             guest_stacks_forgotten: AtomicBool::new(false),
             forces_write_back: AtomicBool::new(false),
         }
@@ -240,6 +243,11 @@ impl TestMachine {
         core::mem::take(&mut lock(&self.cleaned))
     }
 
+    /// From now on a CPU that goes back from its guest stack takes its time, so that others have done what they can.
+    pub fn leave_guest_stacks_slowly(&self) {
+        self.leaves_slowly.store(true, Ordering::SeqCst);
+    }
+
     /// Whether the stacks on which guests ran were zeroed.
     pub fn has_forgotten_guest_stacks(&self) -> bool {
         self.guest_stacks_forgotten.load(Ordering::SeqCst)
@@ -331,13 +339,20 @@ impl Machine for TestMachine {
     }
 
     fn on_guest_stack(&self, mut work: impl FnMut()) {
-        self.on_guest_stacks.fetch_add(1, Ordering::SeqCst);
+        let Some(on_it) = self.on_guest_stacks.get(this_cpu()) else {
+            panic!("there is no CPU {}", this_cpu())
+        };
+        assert!(!on_it.swap(true, Ordering::SeqCst), "a CPU that is on its guest stack begins at its top");
         work();
-        self.on_guest_stacks.fetch_sub(1, Ordering::SeqCst);
+        if self.leaves_slowly.load(Ordering::SeqCst) {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        on_it.store(false, Ordering::SeqCst);
     }
 
     fn forget_guest_stacks(&self) {
-        assert_eq!(self.on_guest_stacks.load(Ordering::SeqCst), 0, "a stack that a CPU is on is zeroed");
+        let in_use = self.on_guest_stacks.iter().any(|on_it| on_it.load(Ordering::SeqCst));
+        assert!(!in_use, "a stack that a CPU is on is zeroed");
         self.guest_stacks_forgotten.store(true, Ordering::SeqCst);
     }
 

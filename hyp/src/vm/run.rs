@@ -20,7 +20,7 @@ use crate::vm::power::{self, Outcome, Power, Start};
 use crate::vm::vcpu::{Pending, Vcpu};
 use crate::vm::{Claim, Vm, context::Trap, context::pstate, mmio, sysreg};
 use crate::watch::{Answer as Told, Asked, Held, Watch};
-use abi::exit::{Access, Exit, Fatal};
+use abi::exit::{Access, EXIT_WORDS, Exit, Fatal};
 use abi::guest::INVALID_PARAMETER;
 use abi::host::HostResult;
 use abi::smccc::{NOT_SUPPORTED, SUCCESS};
@@ -107,10 +107,13 @@ impl<M: Machine> Hypervisor<M> {
             Ok(claimed) => claimed,
             Err(error) => return HostResult::refused(error),
         };
-        let mut exit = Exit::Interrupted;
-        self.machine().on_guest_stack(|| exit = self.run_claimed(&mut claim, entry, values));
+        // Words, not an `Exit`: of that the bytes that mean nothing would come along.
+        let mut words = [0; EXIT_WORDS];
+        self.machine().on_guest_stack(|| {
+            self.run_claimed(&mut claim, entry, values).write(&mut words);
+        });
         self.unclaim(claim);
-        HostResult::ok(&exit.to_words())
+        HostResult { outcome: Ok(()), values: words }
     }
 
     /// Runs a claimed vCPU until its next exit. From the claim on until it is given back a machine that goes down waits,

@@ -91,6 +91,8 @@ pub(crate) fn contend(deed: &Deed, steps: &mut Steps) -> Result<(), Failure> {
     let (done, refused) = (observed.done, observed.refused);
     steps.check("calls-are-served", "more than 0", done, done > 0);
     steps.check("calls-are-refused-for-what-others-have-done", "more than 0", refused, refused > 0);
+    let without_room = observed.without_room;
+    steps.check("no-room-is-left-for-a-vcpu", "more than 0", without_room, without_room > 0);
     let report = player.ask(deed, 0, [LOAD, Player::address(0), 0, 0])?;
     steps.equal("the-guest-is-whole", 0, report[0]);
 
@@ -174,6 +176,8 @@ const DONATED_AT: u64 = 3;
 struct Observed {
     done: u64,
     refused: u64,
+    /// vCPUs that were not made for want of room.
+    without_room: u64,
     strange: Option<(HostCall, Answer)>,
 }
 
@@ -194,7 +198,9 @@ impl Observed {
                                 | HostCall::VmTeardownFinish { .. }
                                 | HostCall::VmCreate { .. }
                         ) => {}
-                    Err(Error::NoMemory) if matches!(call, HostCall::VcpuCreate { .. }) => {}
+                    Err(Error::NoMemory) if matches!(call, HostCall::VcpuCreate { .. }) => {
+                        self.without_room += 1
+                    }
                     Err(error) if ALLOWED.contains(&error) => self.refused += 1,
                     Err(_) => self.strange = Some((*call, answer)),
                 },
