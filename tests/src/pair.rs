@@ -16,6 +16,8 @@ pub struct Told {
     pub difference: Option<String>,
     /// How often the core lacked pages.
     pub lacks: u64,
+    /// How often an allocation was made to fail.
+    pub failures: u64,
     /// How often each outcome of each call was seen.
     pub pairs: BTreeMap<(&'static str, &'static str), u64>,
 }
@@ -25,6 +27,8 @@ pub struct Told {
 pub struct Pair<const P: usize, const V: usize, const G: usize> {
     real: Real<P, V, G>,
     state: State<P, V, G>,
+    /// Each allocation of each call fails once.
+    failing: bool,
     /// What was seen.
     pub told: Told,
 }
@@ -32,7 +36,7 @@ pub struct Pair<const P: usize, const V: usize, const G: usize> {
 impl<const P: usize, const V: usize, const G: usize> Pair<P, V, G> {
     /// Both at boot: see [`Real::new`].
     pub fn new(poor: bool, gfn: u64) -> Self {
-        Self { real: Real::new(poor, gfn), state: State::new(), told: Told::default() }
+        Self { real: Real::new(poor, gfn), state: State::new(), failing: false, told: Told::default() }
     }
 
     /// The state, as the specification has it.
@@ -45,6 +49,11 @@ impl<const P: usize, const V: usize, const G: usize> Pair<P, V, G> {
         self.real.place()
     }
 
+    /// From now on each allocation of each call fails once, or none does.
+    pub fn fail_allocations(&mut self, failing: bool) {
+        self.failing = failing;
+    }
+
     /// Lets all TLBs hold whatever they may.
     pub fn load_all(&self) {
         self.real.load_all();
@@ -55,7 +64,7 @@ impl<const P: usize, const V: usize, const G: usize> Pair<P, V, G> {
     fn play(&mut self, call: Call) -> Result<(), String> {
         let mut lacked = Vec::new();
         loop {
-            let real = self.real.play(call);
+            let real = if self.failing { self.play_with_failures(call)? } else { self.real.play(call) };
             let lack = match real {
                 Outcome::Lacking(pool) => Some(pool),
                 _ => None,
@@ -78,6 +87,24 @@ impl<const P: usize, const V: usize, const G: usize> Pair<P, V, G> {
             self.real.serve_lack(pool, vm_of(call, &self.state));
             self.real.compare(&self.state, Some(&next))?;
         }
+    }
+
+    /// Makes a call on the core, after it has failed for each of its allocations and left everything as it was.
+    fn play_with_failures(&mut self, call: Call) -> Result<Outcome, String> {
+        for k in 1.. {
+            self.real.core().fail_allocation(k);
+            let real = self.real.play(call);
+            let Some(pool) = self.real.core().stop_failing() else { return Ok(real) };
+            self.told.failures += 1;
+            self.told.story.push(format!("{call} -> {real}, since allocation {k} fails"));
+            let (expected, next) = step(self.real.place(), &self.state, call, Some(pool));
+            if real != expected {
+                return Err(format!("the specification says: {expected}"));
+            }
+            self.real.compare(&next, Some(&self.state))?;
+            self.state = next;
+        }
+        Err("its allocations have no end".to_owned())
     }
 
     /// Compares everything, also what is in pages that no call has changed.

@@ -1,5 +1,6 @@
 //! The real core in every state of a small world: 2 pages, 2 VMs, 2 guest pages of each. In each state every call
-//! is tried, and outcome and state compared with the specification.
+//! is tried, and outcome and state compared with the specification; and each allocation of it fails once before, which must
+//! change nothing.
 //!
 //! The core is not rebuilt for each call: it is led through the states, always to the nearest one where something
 //! is untried.
@@ -102,6 +103,8 @@ struct Tour {
     /// For a way without a step that there is no way back from, and for any.
     searches: [Search; 2],
     tried: u64,
+    /// Allocations that were made to fail.
+    failures: u64,
 }
 
 impl Tour {
@@ -110,7 +113,7 @@ impl Tour {
         let pair = born(kinds);
         let graph = Graph::new(pair.place(), pair.state(), &calls(vms));
         let searches = [false, true].map(|finals| Search::new(&graph, finals));
-        Self { kinds, untried: graph.tries.clone(), graph, searches, tried: 0 }
+        Self { kinds, untried: graph.tries.clone(), graph, searches, tried: 0, failures: 0 }
     }
 
     /// The calls to the nearest state where something is untried, if possible without a step that there is no way
@@ -129,11 +132,14 @@ impl Tour {
         while let Some(way) = self.way(self.graph.number(pair.state())) {
             way.into_iter().for_each(|call| self.play(&mut pair, call));
             if let Some(call) = self.untried[self.graph.number(pair.state())].pop() {
+                pair.fail_allocations(true);
                 self.play(&mut pair, call);
+                pair.fail_allocations(false);
                 self.tried += 1;
             }
         }
         pair.end();
+        self.failures += pair.told.failures;
         assert_eq!(pair.told.difference, None);
         self.tried > before
     }
@@ -162,11 +168,13 @@ fn every_call_in_every_state_of_a_small_world_is_as_specified() {
     ] {
         let mut tour = Tour::of(kinds, vms);
         let cores = 1 + std::iter::repeat_with(|| tour.walk()).take_while(|more| *more).count();
-        let (states, tried) = (tour.untried.len(), tour.tried);
+        let (states, tried, failures) = (tour.untried.len(), tour.tried, tour.failures);
         tell_reached(format_args!(
-            "{name}: {states} states, {tried} pairs of a state and a call, {cores} cores"
+            "{name}: {states} states, {tried} pairs of a state and a call, {failures} of them once more with an allocation \
+             that fails, {cores} cores"
         ));
         assert!(states >= least, "{name}: fewer states than there were");
+        assert!(failures > 0, "{name}: no allocation failed");
         assert!(tour.untried.iter().all(Tries::is_empty), "{name}: something was not tried");
     }
 }

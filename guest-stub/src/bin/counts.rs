@@ -11,11 +11,13 @@ guest_stub::guest!(image::main);
 
 #[cfg(target_os = "none")]
 mod image {
-    use abi::guest::{FEATURES, MEM_SHARE, MEM_UNSHARE, PTP};
+    use abi::guest::{
+        FEATURES, MEM_RELINQUISH, MEM_SHARE, MEM_UNSHARE, MMIO_GUARD_MAP, MMIO_GUARD_UNMAP, PTP,
+    };
     use abi::smccc::{INVALID_PARAMETER, SUCCESS};
     use guest_stub::arch::{store64, timed_hvc, timed_store64};
     use guest_stub::device::Device;
-    use guest_stub::protocol::{DATA, DEVICE_BASE, PAGE_SIZE, RAM_BASE};
+    use guest_stub::protocol::{DATA, DEVICE_BASE, PAGE_SIZE, RAM_BASE, STRANGER_BASE};
 
     /// A page that is shared and unshared.
     const PAGE: u64 = RAM_BASE + 0x10_0000;
@@ -84,6 +86,18 @@ mod image {
             unshare.call(MEM_UNSHARE, PAGE, SUCCESS);
             refused.call(MEM_UNSHARE, PAGE, INVALID_PARAMETER);
         }
+        let mut mapped = Row::new("guest MMIO_GUARD_MAP");
+        let mut unmapped = Row::new("guest MMIO_GUARD_UNMAP");
+        for _ in 0..RUNS {
+            mapped.call(MMIO_GUARD_MAP, STRANGER_BASE, SUCCESS);
+            unmapped.call(MMIO_GUARD_UNMAP, STRANGER_BASE, SUCCESS);
+        }
+        let mut relinquished = Row::new("guest MEM_RELINQUISH, wiped");
+        for page in 0..FRESH_PAGES {
+            store64(TOUCHED + page * PAGE_SIZE, 0);
+            relinquished.call(MEM_RELINQUISH, TOUCHED + page * PAGE_SIZE, SUCCESS);
+        }
+        [mapped, unmapped, relinquished].iter().for_each(|row| row.report(device));
         [features, share, unshare, refused].iter().for_each(|row| row.report(device));
     }
 

@@ -19,7 +19,7 @@ const PAGE_SIZE: u64 = 4096;
 const GFN: u64 = 0x8_0000;
 
 /// x0, x1 and x2 of a call that did this many pages.
-const fn done(pages: u64) -> [u64; 3] {
+pub(crate) const fn done(pages: u64) -> [u64; 3] {
     [abi::smccc::SUCCESS, 0, pages]
 }
 

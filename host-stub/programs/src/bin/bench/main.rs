@@ -23,6 +23,8 @@ mod host;
 #[cfg(target_os = "none")]
 mod memfd;
 #[cfg(target_os = "none")]
+mod others;
+#[cfg(target_os = "none")]
 mod run;
 
 #[cfg(target_os = "none")]

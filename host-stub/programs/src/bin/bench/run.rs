@@ -6,7 +6,7 @@ use host_programs::failure;
 use host_programs::play::{Entry, What, play};
 use host_programs::steps::Steps;
 
-use crate::{entries, guests, host, memfd};
+use crate::{entries, guests, host, memfd, others};
 
 /// Runs what the arguments name.
 pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure> {
@@ -22,7 +22,9 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
             host::blocks(&deed, "-", steps)?;
             entries::rows(&deed, steps)?;
             guests::rows(steps)?;
-            memfd::rows(steps)
+            memfd::rows(steps)?;
+            // Last, since it gives pages away for good.
+            others::rows(&deed, steps)
         }
         _ => Err(failure!("which part?")),
     }
