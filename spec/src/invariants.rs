@@ -14,7 +14,8 @@
 //! | poison | a page taken by force stays marked; a living guest loses a page only so, or by its own call |
 //! | host | with a host that means well, what a program has mapped or the kernel holds is accessible |
 //!
-//! I6 and I10 are about TLBs and registers.
+//! I6 and I10 are about TLBs and registers: `World::check` of `hyp` asserts the first after each call of a test, and
+//! `docs/memory-ownership.md` names the tests of the second.
 
 use crate::call::{Call, Outcome};
 use crate::state::{Content, GuestEntry, HostEntry, Page, Phase, Sharing, State, Use, Vm};
