@@ -24,7 +24,7 @@ use core::fmt;
 /// VMID of the host.
 const HOST_VMID: u16 = 0;
 
-/// Parts of EL2's own map.
+/// Parts of EL2's own map at the most: six, and two stacks for each CPU.
 pub const MAX_MAPPINGS: usize = 24;
 
 /// A part of EL2's own map.

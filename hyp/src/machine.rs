@@ -82,13 +82,15 @@ pub trait Machine {
     /// Invalidates the instruction caches of all CPUs.
     fn invalidate_icache(&self);
 
-    /// Does what works with a guest's registers on a stack that nothing else uses, so that they are on no other. The core
-    /// does not nest it. A simulated machine has one stack.
+    /// Does what works with a guest's registers on this CPU's guest stack, so that those which the host is not shown are on
+    /// no other. The core calls it with a vCPU claimed, gives that back only when this has returned, and does not nest it.
+    /// A simulated machine has one stack.
     fn on_guest_stack(&self, mut work: impl FnMut()) {
         work();
     }
 
-    /// Zeroes those stacks of all CPUs, in memory too, for a machine that goes down: no CPU is on one, and none will be.
+    /// Zeroes the guest stacks of all CPUs, in memory too, for a machine that goes down. The core has closed it and seen every
+    /// vCPU given back, under the locks of the VMs: no CPU is on its guest stack, and none will be.
     fn forget_guest_stacks(&self) {}
 
     /// Puts a vCPU on this CPU in place of the host: the host's registers are kept in `context`, the guest's
