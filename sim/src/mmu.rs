@@ -287,7 +287,7 @@ impl Sim {
         let mut entries = Vec::new();
         for (regime, range) in tables.take_changed() {
             for (cpu, tlb) in tlbs.iter().enumerate() {
-                for (ia, size, cached) in tlb.overlapping(regime, &range) {
+                for (ia, size, cached) in tlb.overlapping(regime, range) {
                     if let Some(kind) = stale(ram, current.get(&regime), ia, cached) {
                         let entry = StaleEntry { cpu, regime, ia, size, kind };
                         if !entries.contains(&entry) {

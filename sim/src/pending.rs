@@ -19,6 +19,11 @@ impl Range {
     /// All addresses.
     pub(crate) const ALL: Self = Self { start: 0, end: u64::MAX };
 
+    /// Tells whether it has no address.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.start >= self.end
+    }
+
     /// Tells whether two ranges have an address in common.
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
         self.start < other.end && other.start < self.end
@@ -76,8 +81,7 @@ impl Pending {
 
     /// Applies an invalidation; returns whether anything is left to invalidate.
     pub(crate) fn apply(&mut self, scope: &Scope) -> bool {
-        if let Some((start, end)) = scope.range_in(self.regime) {
-            let hit = Range { start, end };
+        if let Some(hit) = scope.range_in(self.regime) {
             self.pointers.retain(|range| !range.overlaps(&hit));
             let mut left = Vec::new();
             for range in &self.leaves {

@@ -190,6 +190,7 @@ impl Sim {
 mod tests {
     use super::*;
     use crate::Stage2;
+    use crate::pending::Range;
     use crate::testing::{RAM, RW, block, machine};
 
     const VM: Stage2 = Stage2 { vmid: 7, root: RAM, ipa_bits: 39 };
@@ -269,9 +270,9 @@ mod tests {
     #[test]
     fn range_is_widened_to_whole_pages() {
         let range = |first, bytes| range(Regime::El2, first, bytes).range_in(Regime::El2);
-        assert_eq!(range(0x1fff, 2), Some((0x1000, 0x3000)));
-        assert_eq!(range(0x1000, 0x1000), Some((0x1000, 0x2000)));
-        assert_eq!(range(0xffff_ffff_ffff_f000, 0x1000), Some((0xffff_ffff_ffff_f000, u64::MAX)));
+        assert_eq!(range(0x1fff, 2), Some(Range { start: 0x1000, end: 0x3000 }));
+        assert_eq!(range(0x1000, 0x1000), Some(Range { start: 0x1000, end: 0x2000 }));
+        assert_eq!(range(u64::MAX - 0xfff, 0x1000), Some(Range { start: u64::MAX - 0xfff, end: u64::MAX }));
     }
 
     #[test]

@@ -18,8 +18,107 @@ pub(crate) enum Cached {
     Table(TablePointer),
 }
 
-/// The entries of one regime: by level of the descriptor they come from, then by first input address.
-type Entries = [BTreeMap<u64, Vec<Cached>>; 4];
+/// Entries that would stand in one table.
+const ENTRIES: usize = 512;
+
+/// A table's worth of entries: what is cached of each descriptor that would stand there.
+type Node = Box<[Vec<Cached>; ENTRIES]>;
+
+/// The entries of one level, by input address.
+#[derive(Clone, Debug)]
+struct Level {
+    /// Input addresses that one entry covers.
+    span: u64,
+    /// By the input addresses that a node covers, in units of as many.
+    nodes: BTreeMap<u64, Node>,
+}
+
+impl Level {
+    fn new(level: u8) -> Self {
+        Self { span: span(level), nodes: BTreeMap::new() }
+    }
+
+    /// Returns the node that an input address belongs to, and the place there.
+    fn place(&self, ia: u64) -> (u64, usize) {
+        let number = ia / self.span;
+        (number / ENTRIES as u64, (number % ENTRIES as u64) as usize)
+    }
+
+    fn insert(&mut self, ia: u64, cached: Cached) {
+        let (node, place) = self.place(ia);
+        let node = self.nodes.entry(node).or_insert_with(|| Box::new([const { Vec::new() }; ENTRIES]));
+        if !node[place].contains(&cached) {
+            node[place].push(cached);
+        }
+    }
+
+    /// Returns the entries that apply to an input address.
+    fn at(&self, ia: u64) -> &[Cached] {
+        let (node, place) = self.place(ia);
+        self.nodes.get(&node).map_or(&[], |node| &node[place])
+    }
+
+    /// Returns the entries that cover any address of a range, with first input address and size.
+    fn overlapping(&self, range: Range) -> impl Iterator<Item = (u64, u64, Cached)> {
+        let places = Places::of(self, range);
+        self.nodes.range(places.nodes()).flat_map(move |(&number, node)| {
+            let within = places.within(number);
+            (within.start..).zip(&node[within]).flat_map(move |(place, same_address)| {
+                let ia = (number * ENTRIES as u64 + place as u64) * self.span;
+                same_address.iter().map(move |&cached| (ia, self.span, cached))
+            })
+        })
+    }
+
+    /// Forgets the entries that cover any address of a range.
+    fn forget(&mut self, range: Range) {
+        let places = Places::of(self, range);
+        for (&number, node) in self.nodes.range_mut(places.nodes()) {
+            node[places.within(number)].iter_mut().for_each(Vec::clear);
+        }
+    }
+}
+
+/// The places of a level, as node and place there, from the first to before the last.
+#[derive(Clone, Copy)]
+struct Places {
+    first: (u64, usize),
+    last: (u64, usize),
+}
+
+impl Places {
+    /// Those whose entries cover any address of a range.
+    fn of(level: &Level, range: Range) -> Self {
+        let first = level.place(range.start);
+        let last = if range.is_empty() {
+            first
+        } else {
+            let (node, place) = level.place(range.end - 1);
+            (node, place + 1)
+        };
+        Self { first, last }
+    }
+
+    fn nodes(&self) -> std::ops::RangeInclusive<u64> {
+        self.first.0..=self.last.0
+    }
+
+    fn within(&self, node: u64) -> std::ops::Range<usize> {
+        let start = if node == self.first.0 { self.first.1 } else { 0 };
+        let end = if node == self.last.0 { self.last.1 } else { ENTRIES };
+        start..end
+    }
+}
+
+/// The entries of one regime, by level of the descriptor they come from.
+#[derive(Clone, Debug)]
+struct Entries([Level; 4]);
+
+impl Default for Entries {
+    fn default() -> Self {
+        Self(std::array::from_fn(|level| Level::new(level as u8)))
+    }
+}
 
 /// What an invalidation applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,12 +132,12 @@ pub(crate) enum Scope {
 }
 
 impl Scope {
-    /// Returns the addresses of `regime` that the invalidation applies to, as start and end.
-    pub(crate) fn range_in(&self, regime: Regime) -> Option<(u64, u64)> {
+    /// Returns the addresses of `regime` that the invalidation applies to.
+    pub(crate) fn range_in(&self, regime: Regime) -> Option<Range> {
         match *self {
-            Scope::Range { regime: hit, start, end } if hit == regime => Some((start, end)),
-            Scope::Regime(hit) if hit == regime => Some((0, u64::MAX)),
-            Scope::AllStage2 if regime != Regime::El2 => Some((0, u64::MAX)),
+            Scope::Range { regime: hit, start, end } if hit == regime => Some(Range { start, end }),
+            Scope::Regime(hit) if hit == regime => Some(Range::ALL),
+            Scope::AllStage2 if regime != Regime::El2 => Some(Range::ALL),
             _ => None,
         }
     }
@@ -57,64 +156,44 @@ impl Tlb {
             Found::Leaf(leaf) => (leaf.level(), leaf.ipa, Cached::Leaf(leaf)),
             Found::Table { level, ia, pointer } => (level, ia, Cached::Table(pointer)),
         };
-        let entries = self.regimes.entry(regime).or_default();
-        let Some(by_address) = entries.get_mut(usize::from(level)) else { return };
-        let same_address = by_address.entry(ia).or_default();
-        if !same_address.contains(&cached) {
-            same_address.push(cached);
-        }
+        self.regimes.entry(regime).or_default().0[usize::from(level)].insert(ia, cached);
     }
 
-    /// Returns every entry that applies to an input address, older before newer within a size.
+    /// Returns the levels of a regime.
+    fn levels(&self, regime: Regime) -> impl Iterator<Item = &Level> {
+        self.regimes.get(&regime).into_iter().flat_map(|entries| &entries.0)
+    }
+
+    /// Returns every entry that applies to an input address, larger ones first, and older before newer within a size.
     pub(crate) fn lookup(&self, regime: Regime, ia: u64) -> impl Iterator<Item = Cached> {
-        let entries = self.regimes.get(&regime);
-        (0u8..).zip(entries.into_iter().flatten()).flat_map(move |(level, by_address)| {
-            by_address.get(&(ia & !(span(level) - 1))).into_iter().flatten().copied()
-        })
+        self.levels(regime).flat_map(move |level| level.at(ia)).copied()
     }
 
     /// Returns the entries of a regime that cover any address of a range, with first input address and size.
     pub(crate) fn overlapping(
         &self,
         regime: Regime,
-        range: &Range,
+        range: Range,
     ) -> impl Iterator<Item = (u64, u64, Cached)> {
-        let entries = self.regimes.get(&regime);
-        let Range { start, end } = *range;
-        (0u8..).zip(entries.into_iter().flatten()).flat_map(move |(level, by_address)| {
-            by_address.range(start & !(span(level) - 1)..end).flat_map(move |(&ia, same_address)| {
-                same_address.iter().map(move |&cached| (ia, span(level), cached))
-            })
-        })
+        self.levels(regime).flat_map(move |level| level.overlapping(range))
     }
 
     /// Returns every entry, with its regime, first input address and size.
     pub(crate) fn entries(&self) -> impl Iterator<Item = (Regime, u64, u64, Cached)> {
-        self.regimes.iter().flat_map(|(&regime, entries)| {
-            (0u8..).zip(entries).flat_map(move |(level, by_address)| {
-                by_address.iter().flat_map(move |(&ia, same_address)| {
-                    same_address.iter().map(move |&cached| (regime, ia, span(level), cached))
-                })
-            })
+        self.regimes.keys().flat_map(|&regime| {
+            self.overlapping(regime, Range::ALL).map(move |(ia, size, cached)| (regime, ia, size, cached))
         })
     }
 
     /// Forgets the entries that a TLBI reaches: those of which any address is in its scope.
     pub(crate) fn invalidate(&mut self, scope: &Scope) {
         self.regimes.retain(|&regime, entries| {
-            let Some((start, end)) = scope.range_in(regime) else { return true };
-            for (level, by_address) in (0u8..).zip(entries.iter_mut()) {
-                let first = start & !(span(level) - 1);
-                if (first, end) == (0, u64::MAX) {
-                    by_address.clear();
-                    continue;
-                }
-                let hit: Vec<u64> = by_address.range(first..end).map(|(&ia, _)| ia).collect();
-                for ia in hit {
-                    by_address.remove(&ia);
-                }
+            let Some(range) = scope.range_in(regime) else { return true };
+            if range == Range::ALL {
+                return false;
             }
-            entries.iter().any(|by_address| !by_address.is_empty())
+            entries.0.iter_mut().for_each(|level| level.forget(range));
+            true
         });
     }
 }
@@ -175,6 +254,17 @@ mod tests {
         assert_eq!(count(&tlb, VM), 1, "only the neighbouring page is left");
         assert_eq!(tlb.lookup(VM, 0x20_1000).count(), 1);
         assert_eq!((count(&tlb, OTHER), count(&tlb, Regime::El2)), (5, 5));
+    }
+
+    #[test]
+    fn range_invalidation_ends_in_another_table() {
+        let mut tlb = Tlb::default();
+        let pages = [0x1f_e000, 0x1f_f000, 0x20_0000, 0x3f_f000, 0x40_0000, 0x40_1000];
+        pages.into_iter().for_each(|ipa| tlb.insert(VM, leaf(ipa, 0x1000, 0)));
+        tlb.invalidate(&Scope::Range { regime: VM, start: 0x1f_f000, end: 0x40_1000 });
+        assert_eq!(tlb.entries().map(|entry| entry.1).collect::<Vec<_>>(), [0x1f_e000, 0x40_1000]);
+        tlb.invalidate(&Scope::Range { regime: VM, start: 0x1f_e000, end: 0x1f_e000 });
+        assert_eq!(count(&tlb, VM), 2, "no address, no entry");
     }
 
     #[test]
