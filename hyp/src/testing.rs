@@ -59,7 +59,6 @@ impl Default for World {
     }
 }
 
-/// The RAM of most worlds.
 /// Each in a line of its own.
 pub fn lines(all: &[impl std::fmt::Display]) -> String {
     all.iter().map(|one| format!("\n    {one}")).collect()

@@ -8,6 +8,7 @@
 
 use abi::page::{Permissions, Pool};
 use abi::{Error, HostCall};
+use deed_tests::calls_of_the_core;
 use deed_tests::threads::{Op, Pair, Start, explore, turn_a_cpu_on_from_two, under_schedules};
 use hyp::testing::{PROTECTED, World, become_cpu};
 use spec::{Call, Run};
@@ -217,6 +218,15 @@ fn make_a_vcpu_and_use_it() {
     };
     assert!(in_order, "{used:?}");
     world.check();
+}
+
+#[test]
+fn every_call_of_the_core_meets_every_other() {
+    let is_there = |name: &str| {
+        OPS.iter().any(|op| matches!(op, Op::Call(call) if spec::call::CALLS[call.kind()] == name))
+    };
+    let missing: Vec<&str> = calls_of_the_core().filter(|name| !is_there(name)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
 /// Plays a story of its own under schedules.
