@@ -1,12 +1,21 @@
-//! The calls of a guest: which one it is, and whether its arguments can be right.
+//! The calls of a guest: which one it is, whether its arguments can be right, and what comes of it.
 //!
-//! Decoding is pure; [`super::run`] serves what it yields. All that a guest must trust is answered by EL2.
+//! Decoding is pure. All that a guest must trust is answered by EL2.
 //! A closed list is handed to the host, which sees x0 to x6 of such a call and gives x0 to x3. Everything
 //! else is NOT_SUPPORTED (docs/hypercalls.md, Guest calls). Numbers and argument rules: [`abi::guest`].
 
+use crate::Hypervisor;
 use crate::addr::{Gfn, Ipa, PAGE_SIZE, Pages};
+use crate::machine::Machine;
+use crate::ownership;
+use crate::vm::Claim;
+use crate::vm::power::Outcome;
+use crate::vm::trap::Step;
+use crate::vm::vcpu::{Pending, Vcpu};
+use crate::watch::{Answer as Told, Asked, Held, Watch};
+use abi::exit::{Access, Exit};
 use abi::smccc::{FunctionId, INVALID_PARAMETER, NOT_SUPPORTED, SUCCESS};
-use abi::{guest, smccc};
+use abi::{guest, psci, smccc};
 
 /// x0 to x3 of an answer.
 pub type Answer = [u64; 4];
@@ -137,9 +146,125 @@ fn arch_feature(function: u32) -> u64 {
     }
 }
 
+impl<M: Machine> Hypervisor<M> {
+    /// Serves an HVC with immediate 0.
+    pub(super) fn guest_call(&self, claim: &mut Claim) -> Step {
+        let [x0, x1, x2, x3, ..] = claim.vcpu.context.x;
+        match GuestCall::decode([x0, x1, x2, x3], claim.flags.protected) {
+            GuestCall::Answer(answer) => resume_with(&mut claim.vcpu, answer),
+            GuestCall::Memory(request, pages) => self.memory_call(claim, request, pages),
+            GuestCall::Enroll => {
+                self.with_vm(claim.handle, |vm| vm.guarded = true);
+                resume_with(&mut claim.vcpu, answer(SUCCESS))
+            }
+            GuestCall::Psci { function, arguments } => self.psci_call(claim, function, arguments),
+            GuestCall::Forward => {
+                claim.vcpu.pending = Pending::GuestCall;
+                let [_, _, _, _, x4, x5, x6, ..] = claim.vcpu.context.x;
+                Step::Exit(Exit::GuestCall { arguments: [x0, x1, x2, x3, x4, x5, x6] })
+            }
+        }
+    }
+
+    fn memory_call(&self, claim: &mut Claim, request: Request, pages: Pages<Gfn>) -> Step {
+        let vm = claim.handle;
+        let result = match request {
+            Request::Share => self.guest_share_host(vm, pages),
+            Request::Unshare if claim.flags.unshare_immediate => self.guest_unshare_host(vm, pages),
+            Request::Unshare => return self.ask_to_unshare(claim, pages),
+            Request::Relinquish => self.guest_relinquish(vm, pages),
+            Request::GuardMap => self.guard_map(vm, pages),
+            Request::GuardUnmap => self.guard_unmap(vm, pages),
+        };
+        let done = match result {
+            Ok(done) => done,
+            Err(ownership::Error::Missing(gfn)) if request == Request::Share => {
+                claim.vcpu.context.rewind_call();
+                return Step::Exit(Exit::MissingPage { ipa: gfn.base().as_u64(), access: Access::Write });
+            }
+            Err(ownership::Error::Lacking(lacking)) => {
+                claim.vcpu.context.rewind_call();
+                return Step::Exit(Exit::NeedPages { pool: lacking.pool, pages: lacking.pages });
+            }
+            Err(_) => 0,
+        };
+        resume_with(&mut claim.vcpu, range_answer(done))
+    }
+
+    /// The host may have the pages mapped in processes: it is asked first, and its acknowledgement or the
+    /// next run takes the pages.
+    fn ask_to_unshare(&self, claim: &mut Claim, all: Pages<Gfn>) -> Step {
+        let pages = first_chunk(all);
+        let is_right = self.with_vm(claim.handle, |vm| {
+            let watch = Watch::begin(self, Asked::MayUnshare(claim.handle, all), Held::only_vm(Some(vm)));
+            // The call is right as a whole, or it is refused, though only its first chunk is asked for.
+            let is_right = vm.space.table.spans(all) && vm.space.all_shared(self.machine(), pages);
+            let answer = if is_right { Told::Asks(pages.count()) } else { Told::NotShared };
+            watch.end(self, Held::only_vm(Some(vm)), answer);
+            is_right
+        });
+        if is_right != Some(true) {
+            return resume_with(&mut claim.vcpu, range_answer(0));
+        }
+        claim.vcpu.pending = Pending::Unshare(pages);
+        Step::Exit(Exit::Unshare { ipa: pages.start().base().as_u64(), pages: pages.count() })
+    }
+
+    fn psci_call(&self, claim: &mut Claim, function: u32, arguments: [u64; 3]) -> Step {
+        let index = claim.index;
+        let outcome = self.with_vm(claim.handle, |vm| vm.serve_psci(function, arguments, index));
+        let vcpu = &mut *claim.vcpu;
+        match outcome.flatten() {
+            None => resume_with(vcpu, answer(NOT_SUPPORTED)),
+            Some(Outcome::Return(value)) => resume_with(vcpu, answer(value)),
+            Some(Outcome::TurnedOn(target, _)) => {
+                set_answer(vcpu, answer(psci::SUCCESS));
+                Step::Exit(Exit::CpuOn { vcpu: target })
+            }
+            Some(Outcome::TurnedOff) => Step::Exit(Exit::CpuOff),
+            Some(Outcome::Standby) => {
+                set_answer(vcpu, answer(psci::SUCCESS));
+                Step::Exit(Exit::Wait { event: false })
+            }
+            Some(Outcome::SystemOff) => {
+                self.vms.end(claim);
+                Step::Exit(Exit::SystemOff)
+            }
+            Some(Outcome::SystemReset) => {
+                self.vms.end(claim);
+                Step::Exit(Exit::SystemReset)
+            }
+        }
+    }
+}
+
+/// The answer of a call about a range: success if anything was done, which x1 says.
+pub(super) fn range_answer(done: u64) -> Answer {
+    match done {
+        0 => answer(INVALID_PARAMETER),
+        done => [SUCCESS, done, 0, 0],
+    }
+}
+
+pub(super) fn set_answer(vcpu: &mut Vcpu, answer: Answer) {
+    let [x0, x1, x2, x3, ..] = &mut vcpu.context.x;
+    [*x0, *x1, *x2, *x3] = answer;
+}
+
+fn resume_with(vcpu: &mut Vcpu, answer: Answer) -> Step {
+    set_answer(vcpu, answer);
+    Step::Resume
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{RAM_START, World};
+    use crate::vm::context::Trap;
+    use crate::vm::testing::*;
+    use crate::vm::trap::class;
+    use abi::host::HostCall;
+    use abi::{Error, HostState, VmFlags};
 
     fn decode(x0: u32, arguments: [u64; 3]) -> GuestCall {
         let [x1, x2, x3] = arguments;
@@ -242,5 +367,151 @@ mod tests {
         for function in [0x8000_0002, 0x8000_8000, 0x8000_7fff, 0x8000_3fff, 0x8000_0003] {
             assert_eq!(offered(function), unknown(), "{function:#x}");
         }
+    }
+
+    #[test]
+    fn nothing_of_a_vm_that_turned_itself_off_runs_again() {
+        for (function, exit) in [
+            (psci::SYSTEM_OFF, Exit::SystemOff),
+            (psci::SYSTEM_RESET, Exit::SystemReset),
+            (psci::SYSTEM_RESET2, Exit::SystemReset),
+        ] {
+            let (world, vm) = booted(ASK_FIRST);
+            calls(&world, function, [0; 3]);
+            assert_eq!(run(&world, vm), exit);
+            for vcpu in 0..2 {
+                assert_eq!(run_with(&world, vm, vcpu, [0; 4]), Err(Error::Permission));
+            }
+        }
+    }
+
+    #[test]
+    fn sharing_a_page_that_is_not_there_exits_for_it_and_is_replayed() {
+        let (world, vm) = booted(ASK_FIRST);
+        calls(&world, guest::MEM_SHARE, [RAM, 2, 0]);
+        assert_eq!(run(&world, vm), Exit::MissingPage { ipa: RAM, access: Access::Write });
+        donate(&world, vm, 0x100, RAM);
+        guest(&world, |context| {
+            assert_eq!((context.pc, context.x[..3].to_vec()), (ENTRY, vec![0xc600_0003, RAM, 2]));
+            context.pc = ENTRY + 4;
+            sync(class::HVC64, 0)
+        });
+        assert_eq!(run(&world, vm), Exit::MissingPage { ipa: RAM + 0x1000, access: Access::Write });
+        donate(&world, vm, 0x101, RAM + 0x1000);
+        guest(&world, |context| {
+            context.pc = ENTRY + 4;
+            sync(class::HVC64, 0)
+        });
+        finds(&world, [SUCCESS, 2, 0, 0]);
+        assert_eq!(run(&world, vm), Exit::Interrupted);
+        assert_eq!(world.host_state(0x101), Some(HostState::SharedBorrowed));
+        world.check();
+    }
+
+    #[test]
+    fn a_call_that_lacks_tables_exits_and_is_replayed() {
+        let world = World::new();
+        let vm = world.vm(ASK_FIRST, 0x1000, 1);
+        world.ok(HostCall::VcpuCreate { vm, vcpu: 0 });
+        world.ok(HostCall::VcpuSetBoot { vm, vcpu: 0, pc: ENTRY, x0: 0 });
+        world.ok(HostCall::DonateGuest { vm, pfn: RAM_START, gfn: RAM >> 12, pages: 0x200 });
+        calls(&world, guest::MEM_SHARE, [RAM, 1, 0]);
+        assert_eq!(run(&world, vm), Exit::NeedPages { pool: abi::page::Pool::Vm, pages: 1 });
+        world.ok(HostCall::VmTopUp { vm, pfn: RAM_START + 0x1010, pages: 1 });
+        guest(&world, |context| {
+            assert_eq!(context.pc, ENTRY);
+            context.pc = ENTRY + 4;
+            sync(class::HVC64, 0)
+        });
+        finds(&world, [SUCCESS, 1, 0, 0]);
+        assert_eq!(run(&world, vm), Exit::Interrupted);
+    }
+
+    #[test]
+    fn unsharing_what_is_not_shared_is_refused_without_an_exit() {
+        let (world, vm) = sharing(ASK_FIRST);
+        for range in [[RAM + 0x1000, 1, 0], [RAM, 2, 0], [1 << 40, 1, 0]] {
+            calls(&world, guest::MEM_UNSHARE, range);
+            finds(&world, [INVALID_PARAMETER, 0, 0, 0]);
+            assert_eq!(run(&world, vm), Exit::Interrupted);
+        }
+        assert_eq!(world.host_state(0x100), Some(HostState::SharedBorrowed));
+    }
+
+    #[test]
+    fn unsharing_over_the_end_of_the_guests_space_is_refused_whole() {
+        let (world, vm) = booted(ASK_FIRST);
+        let last = (1 << 28) - 1;
+        world.ok(HostCall::DonateGuest { vm, pfn: RAM_START + 0x100, gfn: last, pages: 1 });
+        calls(&world, guest::MEM_SHARE, [last << 12, 1, 0]);
+        finds(&world, [SUCCESS, 1, 0, 0]);
+        assert_eq!(run(&world, vm), Exit::Interrupted);
+        calls(&world, guest::MEM_UNSHARE, [last << 12, 2, 0]);
+        finds(&world, [INVALID_PARAMETER, 0, 0, 0]);
+        assert_eq!(run(&world, vm), Exit::Interrupted);
+        assert_eq!(world.host_state(0x100), Some(HostState::SharedBorrowed));
+    }
+
+    #[test]
+    fn an_immediate_unshare_tells_nobody() {
+        let (world, vm) = sharing(VmFlags { unshare_immediate: true, ..ASK_FIRST });
+        calls(&world, guest::MEM_UNSHARE, [RAM, 1, 0]);
+        finds(&world, [SUCCESS, 1, 0, 0]);
+        assert_eq!(run(&world, vm), Exit::Interrupted);
+        assert!(!world.host_reads(0x100));
+        let ack = world.call(HostCall::UnshareAck { vm, vcpu: 0 });
+        assert_eq!(ack.outcome, Err(Error::Permission));
+    }
+
+    #[test]
+    fn a_relinquished_page_is_the_hosts_again() {
+        let (world, vm) = booted(ASK_FIRST);
+        donate(&world, vm, 0x100, RAM);
+        calls(&world, guest::MEM_RELINQUISH, [RAM, 1, 0]);
+        finds(&world, [SUCCESS, 1, 0, 0]);
+        assert_eq!(run(&world, vm), Exit::Interrupted);
+        assert_eq!(world.host_state(0x100), Some(HostState::Owned));
+    }
+
+    #[test]
+    fn a_page_that_is_not_there_is_asked_for_only_to_be_shared() {
+        let (world, vm) = booted(VmFlags { unshare_immediate: true, ..ASK_FIRST });
+        calls(&world, guest::MEM_UNSHARE, [RAM, 1, 0]);
+        finds(&world, [INVALID_PARAMETER, 0, 0, 0]);
+        assert_eq!(run(&world, vm), Exit::Interrupted);
+        calls(&world, guest::MEM_SHARE, [RAM, 1, 0]);
+        assert_eq!(run(&world, vm), Exit::MissingPage { ipa: RAM, access: Access::Write });
+    }
+
+    #[test]
+    fn a_forwarded_call_shows_x0_to_x6_and_takes_x0_to_x3() {
+        let (world, vm) = booted(ASK_FIRST);
+        guest(&world, |context| {
+            context.x = core::array::from_fn(|register| register as u64);
+            context.set_x(0, u64::from(guest::PTP));
+            context.pc = ENTRY + 4;
+            sync(class::HVC64, 0)
+        });
+        let arguments = [u64::from(guest::PTP), 1, 2, 3, 4, 5, 6];
+        assert_eq!(run(&world, vm), Exit::GuestCall { arguments });
+        guest(&world, |context| {
+            assert_eq!(context.x[..6], [21, 22, 23, 24, 4, 5]);
+            Trap::Irq
+        });
+        assert_eq!(run_with(&world, vm, 0, [21, 22, 23, 24]), Ok(Exit::Interrupted));
+    }
+
+    #[test]
+    fn the_calls_of_discovery_are_answered_without_an_exit() {
+        let (world, vm) = booted(ASK_FIRST);
+        calls(&world, guest::FEATURES, [0; 3]);
+        finds(&world, [guest::PROTECTED_FEATURES, 0, 0, 0]);
+        assert_eq!(run(&world, vm), Exit::Interrupted);
+        calls(&world, smccc::VERSION, [0; 3]);
+        finds(&world, [smccc::VERSION_1_1, 0, 0, 0]);
+        assert_eq!(run(&world, vm), Exit::Interrupted);
+        calls(&world, 0x8400_0050, [0; 3]);
+        finds(&world, [NOT_SUPPORTED, 0, 0, 0]);
+        assert_eq!(run(&world, vm), Exit::Interrupted);
     }
 }

@@ -1,22 +1,22 @@
-//! Virtual machines: the table of handles, what a VM is, and its life from creation to the end of teardown.
+//! Virtual machines: what a VM is, and its life from creation to the end of teardown.
 //!
 //! | file | what it owns |
 //! |---|---|
+//! | `table` | the table of VMs |
+//! | `claim` | a vCPU taken by a CPU |
 //! | [`context`] | a vCPU's registers, and why it stopped |
 //! | [`vcpu`] | a vCPU's record |
 //! | [`run`] | running a vCPU until its next exit |
+//! | `trap` | what follows from a trap |
 //! | [`guest_call`] | the calls of a guest |
 //! | [`power`] | a guest's PSCI |
 //! | [`sysreg`] | trapped system registers |
 //! | [`inject`] | exceptions that EL2 delivers to a guest |
 //! | [`mmio`] | accesses to devices |
-//!
-//! A handle is a slot and the slot's generation, which never repeats (I9). The lock of a slot guards
-//! everything about its VM, except the record of a vCPU that some CPU has claimed: that CPU owns it.
-//! `Vms::creation` is taken before any other lock, and only to create a VM.
 
 #![forbid(unsafe_code)]
 
+mod claim;
 pub mod context;
 pub mod guest_call;
 pub mod inject;
@@ -24,13 +24,19 @@ pub mod mmio;
 pub mod power;
 pub mod run;
 pub mod sysreg;
+mod table;
+#[cfg(test)]
+mod testing;
+mod trap;
 pub mod vcpu;
+
+pub use claim::Claim;
+pub use table::{VmGuard, Vms};
 
 use crate::addr::{Pages, Pfn};
 use crate::machine::{Machine, Stage2Id};
 use crate::ownership::guest::GuestSpace;
 use crate::pool::records::{Record, Records};
-use crate::sync::{AtomicBool, Lock, Mutex, MutexGuard, Ordering};
 use abi::{Error, VmFlags, VmHandle};
 use power::{Outcome, Power, Start};
 use vcpu::{Residency, Vcpu};
@@ -144,32 +150,6 @@ impl Vm {
         Ok(())
     }
 
-    /// Takes a vCPU for this CPU alone.
-    fn claim(&mut self, index: u64) -> Result<(usize, Record<Vcpu>), Error> {
-        let live = self.check_live();
-        let at = usize::try_from(index).map_err(|_| Error::NoEntry)?;
-        let slot = self.vcpus.get_mut(at).ok_or(Error::NoEntry)?;
-        if matches!(slot, VcpuSlot::Absent) {
-            return Err(Error::NoEntry);
-        }
-        live?;
-        match core::mem::replace(slot, VcpuSlot::Claimed) {
-            VcpuSlot::Idle(record) => {
-                self.claimed = self.claimed.saturating_add(1);
-                Ok((at, record))
-            }
-            VcpuSlot::Absent | VcpuSlot::Claimed => Err(Error::Busy),
-        }
-    }
-
-    /// Takes a claimed vCPU back.
-    fn unclaim(&mut self, index: usize, vcpu: Record<Vcpu>) {
-        if let Some(slot) = self.vcpus.get_mut(index) {
-            *slot = VcpuSlot::Idle(vcpu);
-            self.claimed = self.claimed.saturating_sub(1);
-        }
-    }
-
     /// Zeroes the registers of all its vCPUs, those that they were to start with included, in memory too.
     pub(crate) fn forget_registers<M: Machine>(&mut self, machine: &M) {
         for slot in &mut self.vcpus {
@@ -274,236 +254,6 @@ pub(crate) fn vmid(handle: VmHandle) -> u16 {
     u16::from(handle.slot()).saturating_add(1)
 }
 
-/// A vCPU that this CPU has claimed: nobody else can reach its record until
-/// `Hypervisor::unclaim`.
-#[derive(Debug)]
-pub struct Claim {
-    /// Its record.
-    pub vcpu: Record<Vcpu>,
-    /// Its VM's translation.
-    pub id: Stage2Id,
-    /// Its VM's properties.
-    pub flags: VmFlags,
-    /// Its VM.
-    pub handle: VmHandle,
-    /// Its index, below [`MAX_VCPUS`].
-    pub index: usize,
-}
-
-/// A slot of the table.
-#[derive(Debug)]
-struct Place {
-    slot: Mutex<Slot>,
-    /// The guest has turned itself off, or did what ends it: nothing of it is entered again. Read before each
-    /// entry into the guest, so it stands beside the lock.
-    ended: AtomicBool,
-}
-
-#[derive(Debug)]
-struct Slot {
-    /// Generation of the VM that is there or will be next.
-    generation: u32,
-    vm: Option<Record<Vm>>,
-}
-
-/// All VMs.
-#[derive(Debug)]
-pub struct Vms {
-    /// Held while a VM is created, so that two creations do not choose the same slot.
-    pub(crate) creation: Mutex<()>,
-    places: [Place; MAX_VMS],
-}
-
-/// The lock of a VM, held.
-#[derive(Debug)]
-pub struct VmGuard<'a>(MutexGuard<'a, Slot>);
-
-impl Vms {
-    /// No VMs.
-    pub fn new() -> Self {
-        Self {
-            creation: Mutex::new(Lock::Creation, ()),
-            places: core::array::from_fn(|number| {
-                let slot = Slot { generation: 1, vm: None };
-                // There are no more VMs than fit.
-                let lock = Lock::Vm(u8::try_from(number).unwrap_or(u8::MAX));
-                Place { slot: Mutex::new(lock, slot), ended: AtomicBool::new(false) }
-            }),
-        }
-    }
-
-    /// Locks the VM with this handle; `None` if there is none, or none any more.
-    #[inline(never)]
-    pub fn lock(&self, handle: VmHandle) -> Option<VmGuard<'_>> {
-        let slot = self.places.get(usize::from(handle.slot()))?.slot.lock();
-        let current = slot.vm.as_ref().map(|vm| vm.handle());
-        (current == Some(handle)).then_some(VmGuard(slot))
-    }
-
-    /// Handle of the next VM, in a free slot; `None` if there is none. Call with the creation lock held.
-    pub(crate) fn free_handle(&self, _creation: &MutexGuard<'_, ()>) -> Option<VmHandle> {
-        self.places.iter().enumerate().find_map(|(number, place)| {
-            let slot = place.slot.lock();
-            if slot.vm.is_some() {
-                return None;
-            }
-            // A slot whose generations are used up makes no handle any more: it is retired.
-            VmHandle::new(u8::try_from(number).ok()?, slot.generation)
-        })
-    }
-
-    /// Puts a VM into the slot of its handle, which [`free_handle`](Self::free_handle) chose.
-    pub(crate) fn insert(&self, _creation: &MutexGuard<'_, ()>, vm: Record<Vm>) {
-        if let Some(place) = self.places.get(usize::from(vm.handle().slot())) {
-            place.ended.store(false, Ordering::SeqCst);
-            place.slot.lock().vm = Some(vm);
-        }
-    }
-
-    /// Ends a VM that cannot go away meanwhile, a vCPU of it being claimed: nothing of it is entered again.
-    pub(crate) fn end(&self, claim: &Claim) {
-        if let Some(place) = self.places.get(usize::from(claim.handle.slot())) {
-            place.ended.store(true, Ordering::SeqCst);
-        }
-    }
-
-    /// Whether that has happened.
-    pub(crate) fn has_ended(&self, claim: &Claim) -> bool {
-        let place = self.places.get(usize::from(claim.handle.slot()));
-        place.is_none_or(|place| place.ended.load(Ordering::SeqCst))
-    }
-
-    /// Takes an end back, for tests that go on.
-    #[cfg(test)]
-    pub(crate) fn revive(&self, vm: VmHandle) {
-        self.places[usize::from(vm.slot())].ended.store(false, Ordering::SeqCst);
-    }
-
-    /// Shows every VM to `visit`, one lock at a time.
-    #[cfg(any(test, feature = "sim"))]
-    pub(crate) fn for_each(&self, mut visit: impl FnMut(&mut Vm)) {
-        for place in &self.places {
-            if let Some(vm) = place.slot.lock().vm.as_mut() {
-                visit(vm);
-            }
-        }
-    }
-
-    /// Shows every VM to `visit`, one lock at a time, once no CPU has a vCPU of it claimed. For a machine that is closed:
-    /// no CPU can claim one for long any more.
-    pub(crate) fn for_each_idle(&self, mut visit: impl FnMut(&mut Vm)) {
-        for place in &self.places {
-            loop {
-                let mut slot = place.slot.lock();
-                match slot.vm.as_mut() {
-                    Some(vm) if vm.is_claimed() => {}
-                    Some(vm) => break visit(vm),
-                    None => break,
-                }
-                drop(slot);
-                crate::sync::relax();
-            }
-        }
-    }
-}
-
-impl Default for Vms {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl VmGuard<'_> {
-    /// Takes the VM out of its slot, for ever: the next one has another generation.
-    pub(crate) fn remove<M: Machine>(mut self, machine: &M, records: &Records) {
-        let Some(mut vm) = self.0.vm.take() else { return };
-        self.0.generation = self.0.generation.saturating_add(1);
-        for slot in &mut vm.vcpus {
-            if let VcpuSlot::Idle(record) = core::mem::replace(slot, VcpuSlot::Absent) {
-                records.free(machine, record);
-            }
-        }
-        records.free(machine, vm);
-    }
-}
-
-impl core::ops::Deref for VmGuard<'_> {
-    type Target = Vm;
-
-    fn deref(&self) -> &Vm {
-        match &self.0.vm {
-            Some(vm) => vm,
-            None => crate::broken("a locked VM is gone"),
-        }
-    }
-}
-
-impl core::ops::DerefMut for VmGuard<'_> {
-    fn deref_mut(&mut self) -> &mut Vm {
-        match &mut self.0.vm {
-            Some(vm) => vm,
-            None => crate::broken("a locked VM is gone"),
-        }
-    }
-}
-
-impl<M: Machine> crate::Hypervisor<M> {
-    /// Claims a vCPU for this CPU.
-    ///
-    /// # Errors
-    /// `NoEntry` if there is no such VM or vCPU, `Permission` if the VM has ended or is dying or the machine
-    /// goes down, `Busy` if another CPU has the vCPU.
-    pub(crate) fn claim(&self, handle: VmHandle, vcpu: u64) -> Result<Claim, Error> {
-        self.claim_if(handle, vcpu, |_, _| Ok(())).map(|(claim, ())| claim)
-    }
-
-    /// Claims a vCPU for this CPU if `allow`, which is shown the VM and the index, says so, in one hold of
-    /// the VM's lock.
-    ///
-    /// # Errors
-    /// As [`claim`](Self::claim), or as `allow` says.
-    #[inline]
-    pub(crate) fn claim_if<R>(
-        &self,
-        handle: VmHandle,
-        vcpu: u64,
-        allow: impl FnOnce(&mut Vm, usize) -> Result<R, Error>,
-    ) -> Result<(Claim, R), Error> {
-        let mut guard = self.vms.lock(handle).ok_or(Error::NoEntry)?;
-        let vm = &mut *guard;
-        let (index, vcpu) = vm.claim(vcpu)?;
-        let claim = Claim { vcpu, id: vm.id(), flags: vm.flags, handle, index };
-        // Under the lock: whoever closes the machine or ends the VM finds either no claim or one that sees it.
-        let allowed = if self.may_enter(&claim) { allow(vm, index) } else { Err(Error::Permission) };
-        match allowed {
-            Ok(allowed) => Ok((claim, allowed)),
-            Err(error) => {
-                vm.unclaim(index, claim.vcpu);
-                Err(error)
-            }
-        }
-    }
-
-    /// Whether a guest may be entered: its VM has not ended, and the machine does not go down.
-    #[inline]
-    pub(crate) fn may_enter(&self, claim: &Claim) -> bool {
-        !self.closed.load(Ordering::SeqCst) && !self.vms.has_ended(claim)
-    }
-
-    /// Gives a claimed vCPU back to its VM.
-    pub(crate) fn unclaim(&self, claim: Claim) {
-        let Some(mut vm) = self.vms.lock(claim.handle) else {
-            crate::broken("a VM ended while a vCPU of it was claimed");
-        };
-        vm.unclaim(claim.index, claim.vcpu);
-    }
-
-    /// Does something with a VM under its lock; `None` if there is no such VM.
-    pub(crate) fn with_vm<R>(&self, handle: VmHandle, f: impl FnOnce(&mut Vm) -> R) -> Option<R> {
-        self.vms.lock(handle).map(|mut vm| f(&mut vm))
-    }
-}
-
 /// Checks that a host gave a root that can be one: aligned to its own size.
 pub(crate) fn root_pages(first: u64) -> Result<Pages<Pfn>, Error> {
     let count = abi::host::VM_ROOT_PAGES;
@@ -525,21 +275,6 @@ mod tests {
     }
 
     #[test]
-    fn a_claimed_vcpu_is_nobody_elses_and_holds_teardown_up() {
-        let world = World::new();
-        let vm = world.protected_vm();
-        world.ok(abi::HostCall::VcpuCreate { vm, vcpu: 0 });
-        let claim = world.hyp.claim(vm, 0).unwrap();
-        assert_eq!(world.hyp.claim(vm, 0).err(), Some(Error::Busy));
-        assert_eq!(world.hyp.claim(vm, 1).err(), Some(Error::NoEntry));
-        let start = abi::HostCall::VmTeardownStart { vm };
-        assert_eq!(world.call(start).outcome, Err(Error::Busy));
-        world.hyp.unclaim(claim);
-        assert_eq!(world.call(start).outcome, Ok(()));
-        assert_eq!(world.hyp.claim(vm, 0).err(), Some(Error::Permission));
-    }
-
-    #[test]
     fn registers_are_gone_before_the_machine_is_turned_off() {
         let world = World::new();
         let vm = world.vm(abi::VmFlags::default(), 0x1000, 8);
@@ -554,20 +289,6 @@ mod tests {
         world.hyp.wipe_all_guests();
         assert_eq!(register(), 0);
         assert_eq!(world.hyp.machine().take_cleaned(), [size_of::<Vcpu>(), size_of::<[Start; MAX_VCPUS]>()]);
-    }
-
-    #[test]
-    fn a_vcpu_that_is_not_there_is_no_entry_also_in_a_dying_vm() {
-        let world = World::new();
-        let vm = world.protected_vm();
-        world.ok(abi::HostCall::VcpuCreate { vm, vcpu: 0 });
-        world.ok(abi::HostCall::VmTeardownStart { vm });
-        assert_eq!(world.hyp.claim(vm, 0).err(), Some(Error::Permission));
-        for absent in [1, MAX_VCPUS as u64, u64::MAX] {
-            assert_eq!(world.hyp.claim(vm, absent).err(), Some(Error::NoEntry));
-            let ack = abi::HostCall::UnshareAck { vm, vcpu: absent };
-            assert_eq!(world.call(ack).outcome, Err(Error::NoEntry));
-        }
     }
 
     #[test]
