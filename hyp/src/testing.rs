@@ -385,6 +385,7 @@ impl World {
         assert!(violations.is_empty(), "page-table discipline:{}", lines(&violations));
         let unpublished = self.sim().unordered_writes();
         assert!(unpublished.is_empty(), "descriptors that walks need not see yet: {unpublished:x?}");
+        assert!(!self.sim().is_anything_pending(), "TLBs may still hold what was taken away");
         let stale: Vec<_> = self.sim().new_stale_entries();
         assert!(stale.is_empty(), "stale translations:{}", lines(&stale));
     }

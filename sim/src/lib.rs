@@ -32,6 +32,7 @@
 
 mod format;
 mod log;
+mod maintained;
 mod memory;
 mod mmu;
 mod pending;

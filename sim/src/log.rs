@@ -208,6 +208,14 @@ pub enum Violation {
         /// Whose revoked translation is still out.
         held_by: Regime,
     },
+    /// A page was wiped, or cleaned, while somebody had it, who could write to it again: this is seen when it is taken
+    /// from him.
+    MaintainedBeforeTaken {
+        /// The page.
+        page: u64,
+        /// Whose translation was still there.
+        held_by: Regime,
+    },
 }
 
 /// Where a descriptor is.
@@ -302,6 +310,9 @@ impl fmt::Display for Violation {
                     "page {:#x} was wiped while TLBs may still hold what {held_by} had of it",
                     page >> 12
                 )
+            }
+            Self::MaintainedBeforeTaken { page, held_by } => {
+                write!(f, "page {:#x} was wiped or cleaned before it was taken from {held_by}", page >> 12)
             }
         }
     }

@@ -154,6 +154,7 @@ impl Sim {
         let mut guard = self.lock();
         let state = &mut *guard;
         check_page(state, pa, "clean_page");
+        state.tables.cleaned(pa);
         state.ram.clean(pa);
         state.log.event(Event::CleanPage { pa });
     }
@@ -171,6 +172,7 @@ impl Sim {
             state.log.violations.push(Violation::WipedBeforeTaken { page, held_by });
         }
         state.tables.zeroed(pa, &mut state.log.violations);
+        state.tables.wiped(pa);
         state.ram.wipe(pa);
         state.log.event(Event::WipePage { pa });
     }

@@ -106,6 +106,11 @@ impl Pending {
         self.leaves.is_empty() && self.pointers.is_empty()
     }
 
+    /// Returns the output addresses of what was taken away.
+    pub(crate) fn outputs(&self) -> &[Range] {
+        &self.outputs
+    }
+
     /// Returns the first address of `range` that a revoked translation may still reach.
     pub(crate) fn reaches(&self, range: &Range) -> Option<u64> {
         self.outputs.iter().find(|output| output.overlaps(range)).map(|output| output.start.max(range.start))

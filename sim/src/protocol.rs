@@ -6,7 +6,7 @@ use crate::log::{Event, Violation};
 use crate::ram::{PAGE, page_of};
 use crate::tables::TableKind;
 use crate::tlb::Scope;
-use crate::walk::Regime;
+use crate::walk::{Leaf, Regime};
 use crate::{Sim, State};
 
 impl State {
@@ -137,6 +137,13 @@ impl Sim {
         state.log.event(Event::DsbIshst);
     }
 
+    /// Tells whether something was taken away, a translation or a table, that TLBs may still hold: an invalidation is
+    /// missing, or reached less.
+    #[must_use]
+    pub fn is_anything_pending(&self) -> bool {
+        self.lock().tables.is_anything_pending()
+    }
+
     /// Returns the live descriptors written since the last barrier (a TLB operation includes one). When a
     /// call returns there must be none, or a walk may still fault where it should not.
     #[must_use]
@@ -173,6 +180,12 @@ impl Sim {
     #[must_use]
     pub fn table_regime(&self, pa: u64) -> Option<Regime> {
         self.lock().tables.regime(page_of(pa))
+    }
+
+    /// Returns the leaf that a word is as a descriptor at `pa`, which is in a live table, if it is one there.
+    #[must_use]
+    pub fn leaf_at(&self, pa: u64, word: u64) -> Option<Leaf> {
+        self.lock().tables.leaf(pa, word)
     }
 
     /// Returns the bytes that one descriptor of a level covers: 512 GiB, 1 GiB, 2 MiB, 4 KiB.

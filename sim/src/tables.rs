@@ -9,12 +9,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::format::{Desc, Format, decode, is_malformed, is_valid, significant, span};
+use crate::format::{Desc, Format, Limits, decode, is_malformed, is_valid, significant, span};
 use crate::log::Violation;
+use crate::maintained::Maintained;
 use crate::pending::{Pending, Range};
 use crate::ram::{PAGE, PageMap, Ram, WORDS, page_of, word_of};
 use crate::tlb::Scope;
-use crate::walk::{El2Stage1, Regime, Space, Stage2};
+use crate::walk::{El2Stage1, Found, Leaf, Regime, Space, Stage2, lookup};
 
 /// What a root table translates for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +100,7 @@ pub(crate) struct Tables {
     unpublished: Vec<u64>,
     /// Input addresses whose translation may have changed since [`Tables::take_changed`].
     changed: Vec<(Regime, Range)>,
+    maintained: Maintained,
 }
 
 impl Tables {
@@ -139,6 +141,10 @@ impl Tables {
                 out.push(Violation::ValidToValid { pa, old, new });
             }
             let pending = self.pending_of(ram, &place, word_of(pa), old);
+            let early = |pages: &Range| self.maintained.too_early(place.regime, *pages);
+            if let Some(page) = pending.outputs().iter().find_map(early) {
+                out.push(Violation::MaintainedBeforeTaken { page, held_by: place.regime });
+            }
             self.broken.insert(pa, Broken { old, pending });
             if let Desc::Table { next, .. } = decode(format, level, old) {
                 self.detach(ram, next, place.root, true);
@@ -150,11 +156,6 @@ impl Tables {
             && significant(format, level, broken.old) != significant(format, level, new)
         {
             out.push(Violation::MadeBeforeTlbi { pa, old: broken.old, new });
-        }
-        if let Desc::Table { next, .. } = decode(format, level, new)
-            && self.unpublished.contains(&next)
-        {
-            out.push(Violation::UnpublishedTable { table: next });
         }
         self.check_made(ram, pa, &place, new, out);
     }
@@ -168,6 +169,7 @@ impl Tables {
             Desc::Invalid => {}
             Desc::Leaf(leaf) => {
                 let range = Range::new(leaf.pa, span(place.level));
+                self.maintained.given(place.regime, range);
                 if let Some((output, held_by)) = self.revoked(&range, Some(place.regime)) {
                     out.push(Violation::GivenBeforeTaken { pa, output, held_by });
                 }
@@ -193,6 +195,9 @@ impl Tables {
         }
         if self.initialised.get(&table) != Some(&[u64::MAX; WORDS / 64]) {
             out.push(Violation::UninitialisedTable { table });
+        }
+        if self.unpublished.contains(&table) {
+            out.push(Violation::UnpublishedTable { table });
         }
         if let Some(Role::Detached(before, _)) = self.roles.get(&table)
             && *before != place
@@ -229,6 +234,16 @@ impl Tables {
         }
     }
 
+    /// Returns the leaf that a word is as a descriptor of a live table, if it is one.
+    pub(crate) fn leaf(&self, pa: u64, word: u64) -> Option<Leaf> {
+        let Some(Role::Live(place)) = self.roles.get(&page_of(pa)) else { return None };
+        let ia = place.ia_of(word_of(pa));
+        match lookup(place.format, Limits::default(), place.level, ia, word) {
+            Ok(Found::Leaf(leaf)) => Some(leaf),
+            _ => None,
+        }
+    }
+
     /// Makes a table root of a translation.
     pub(crate) fn set_root(&mut self, ram: &Ram, space: &Space, out: &mut Vec<Violation>) {
         let root = space.root;
@@ -236,6 +251,7 @@ impl Tables {
             out.push(Violation::MisplacedTable { table: root });
         }
         for number in 0..space.root_tables() {
+            let table = root + number * PAGE;
             let place = Place {
                 root,
                 regime: space.regime,
@@ -243,7 +259,7 @@ impl Tables {
                 level: space.start,
                 ia: number * span(space.start) * WORDS as u64,
             };
-            self.adopt(ram, root + number * PAGE, place, out);
+            self.adopt(ram, table, place, out);
         }
     }
 
@@ -370,6 +386,21 @@ impl Tables {
         }
     }
 
+    /// Follows the wiping of a page, beyond its [zeroing](Self::zeroed).
+    pub(crate) fn wiped(&mut self, page: u64) {
+        self.maintained.wiped(page);
+    }
+
+    /// Follows the cleaning of a page.
+    pub(crate) fn cleaned(&mut self, page: u64) {
+        self.maintained.cleaned(page);
+    }
+
+    /// Tells whether something was taken away that TLBs may still hold.
+    pub(crate) fn is_anything_pending(&self) -> bool {
+        !self.broken.is_empty() || !self.detached.is_empty()
+    }
+
     /// Follows the zeroing of a page, which makes it fit to be a table.
     pub(crate) fn zeroed(&mut self, page: u64, out: &mut Vec<Violation>) {
         match self.roles.get(&page) {
@@ -443,6 +474,7 @@ mod tests {
             sim.zero_page(pa);
         }
         sim.write_desc(L1, table(L2));
+        sim.dsb_ishst();
         sim.table_root(L1, KIND);
         sim.write_desc(L2, table(L3));
         sim.write_desc(PAGE_DESC, page(DATA, RW));
@@ -542,6 +574,7 @@ mod tests {
             sim.write_desc(root, table(L1));
             sim.write_desc(L1, table(L2));
             sim.write_desc(L2, table(L3));
+            sim.dsb_ishst();
             sim.table_root(root, TableKind::El2 { va_bits: 48 });
             sim.write_desc(L3 + 8, page(DATA, 1 << 10));
             sim.write_desc(L3 + 8, 0);
@@ -886,6 +919,21 @@ mod tests {
     }
 
     #[test]
+    fn a_root_is_taken_into_use_after_all_below_it_is_published() {
+        for (barrier, unpublished) in [(false, vec![OTHER_ROOT, SPARE]), (true, vec![])] {
+            let sim = tree();
+            sim.write_desc(SPARE + 8, block(DATA, RW));
+            sim.write_desc(OTHER_ROOT, table(SPARE));
+            if barrier {
+                sim.dsb_ishst();
+            }
+            sim.table_root(OTHER_ROOT, TableKind::Stage2 { vmid: 1, ipa_bits: 39 });
+            let unpublished = unpublished.into_iter().map(|table| Violation::UnpublishedTable { table });
+            assert_eq!(sim.violations(), unpublished.collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
     fn a_table_is_linked_elsewhere_after_its_old_place_is_invalidated() {
         let sim = tree();
         sim.write_desc(L2, 0);
@@ -934,6 +982,40 @@ mod tests {
             let wiped = Violation::WipedBeforeTaken { page: page_in_block, held_by: VM_REGIME };
             assert_eq!(sim.violations(), if revoked { vec![] } else { vec![wiped] });
         }
+    }
+
+    #[test]
+    fn a_page_is_wiped_and_cleaned_for_another_after_it_is_taken_away() {
+        type Step = fn(&Sim);
+        let (wipe, clean): (Step, Step) = (|sim| sim.wipe_page(DATA), |sim| sim.clean_page(DATA));
+        // A page that a guest keeps is cleaned for it while it has it.
+        for (vmid, step, is_early) in [(0, wipe, true), (0, clean, true), (9, wipe, true), (9, clean, false)]
+        {
+            let (sim, held_by) = (tree(), Regime::Stage2 { vmid });
+            sim.write_desc(PAGE_DESC, 0);
+            sim.write_desc(BLOCK_DESC, 0);
+            sim.tlbi_stage2_vmid(0, VM);
+            sim.wipe_page(DATA);
+            sim.table_root(OTHER_ROOT, TableKind::Stage2 { vmid, ipa_bits: 39 });
+            sim.write_desc(OTHER_ROOT + 8, block(0x4000_0000, RW));
+            let before = sim.violations();
+            step(&sim);
+            sim.write_desc(OTHER_ROOT + 8, 0);
+            let early = Violation::MaintainedBeforeTaken { page: DATA, held_by };
+            assert_eq!(sim.violations()[before.len()..], if is_early { vec![early] } else { vec![] }[..]);
+        }
+    }
+
+    #[test]
+    fn what_tlbs_may_still_hold_is_pending() {
+        let sim = tree();
+        assert!(!sim.is_anything_pending());
+        sim.write_desc(PAGE_DESC, 0);
+        assert!(sim.is_anything_pending());
+        sim.tlbi_stage2_ipa(0, VM, PAGE, PAGE);
+        assert!(sim.is_anything_pending(), "that was its neighbour");
+        sim.tlbi_stage2_ipa(0, VM, 0, PAGE);
+        assert!(!sim.is_anything_pending());
     }
 
     #[test]

@@ -190,7 +190,7 @@ impl Limits {
 }
 
 /// Interprets the word of a descriptor at `level` that covers the addresses from `ia`.
-fn lookup(format: Format, limits: Limits, level: u8, ia: u64, word: u64) -> Result<Found, Fault> {
+pub(crate) fn lookup(format: Format, limits: Limits, level: u8, ia: u64, word: u64) -> Result<Found, Fault> {
     match decode(format, level, word) {
         Desc::Invalid => Err(Fault { level, kind: FaultKind::Translation }),
         Desc::Table { next, limits: own } => Ok(Found::Table {

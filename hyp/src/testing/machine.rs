@@ -1,7 +1,8 @@
 //! The simulated machine under the core: [`Machine`] over `sim::Sim`. Threads are its CPUs.
 //!
-//! Each operation asserts what the core owes it: that EL2 maps the table that is read or written, that the writing
-//! CPU holds the lock of a table's owner, and that a change is published before its translations are dropped.
+//! Each operation asserts what the core owes it: that EL2 alone maps the table that is read or written, that the writing
+//! CPU holds the lock of a table's owner, that a guest gets a page for itself after the host has lost it, and that a
+//! change is published before its translations are dropped.
 
 use super::RAM_PAGES;
 use crate::addr::{Gfn, Pages, Pfn, PhysAddr, Vpn};
@@ -51,6 +52,8 @@ pub struct TestMachine {
     adopted: AtomicBool,
     /// EL2's own tables, once they are in use.
     el2: OnceLock<sim::El2Stage1>,
+    /// The host's.
+    host: OnceLock<sim::Stage2>,
     /// Its RAM, in ascending order.
     ram: Vec<Pages<Pfn>>,
     /// Pages from the first of RAM on that were found mapped at EL2 and not taken out of its tables since.
@@ -61,6 +64,8 @@ pub struct TestMachine {
     records: Mutex<Vec<Vec<RecordPage>>>,
     /// Sizes of the records that were cleaned to memory.
     cleaned: Mutex<Vec<usize>>,
+    /// On which CPU, and for which VMID, the translations of another vCPU were dropped.
+    forgotten: Mutex<Vec<(usize, u16)>>,
     /// Whether each CPU is on its guest stack.
     on_guest_stacks: Vec<AtomicBool>,
     /// A CPU stays on its guest stack for a while when it has nothing to do there any more.
@@ -114,6 +119,8 @@ impl TestMachine {
             interleaved: AtomicBool::new(false),
             adopted: AtomicBool::new(false),
             el2: OnceLock::new(),
+            host: OnceLock::new(),
+            forgotten: Mutex::default(),
             reachable: (0..pages).map(|_| AtomicBool::new(false)).collect(),
             ram,
             steps: AtomicU64::new(0),
@@ -155,8 +162,13 @@ impl TestMachine {
         self.reachable.get(usize::try_from(page.checked_sub(self.first_page())?).ok()?)
     }
 
-    /// EL2 maps the table that it reads or writes: on hardware it would take an abort otherwise. Before its tables
-    /// are in use it runs without translation.
+    /// Whether the host reaches a page of RAM, once its tables are in use.
+    fn host_reaches(&self, page: u64) -> bool {
+        self.host.get().is_some_and(|host| self.sim.walk_stage2(*host, bytes(page)).is_ok())
+    }
+
+    /// EL2 maps the table that it reads or writes, at its own address: on hardware it would take an abort otherwise. Before
+    /// its tables are in use it runs without translation. The host does not reach it: it could write its own translations.
     #[track_caller]
     fn check_reach(&self, at: PhysAddr) {
         let Some(el2) = self.el2.get() else { return };
@@ -165,8 +177,10 @@ impl TestMachine {
         if reach.is_some_and(|reach| reach.load(Ordering::Relaxed)) {
             return;
         }
-        let mapped = self.sim.walk_el2(*el2, at.as_u64()).is_ok();
-        assert!(mapped, "EL2 has no mapping of page {page:#x}, a table that it uses");
+        let leaf = self.sim.walk_el2(*el2, at.as_u64());
+        let is_itself = |leaf: sim::Leaf| leaf.write && leaf.pa == leaf.ipa;
+        assert!(leaf.is_ok_and(is_itself), "EL2 has no mapping of page {page:#x}, a table that it uses");
+        assert!(!self.host_reaches(page), "the host reaches page {page:#x}, a table that EL2 uses");
         if let Some(reach) = reach {
             reach.store(true, Ordering::Relaxed);
         }
@@ -191,6 +205,21 @@ impl TestMachine {
             held.contains(&owner),
             "a table is written without its owner's lock {owner:?}, under {held:?}"
         );
+    }
+
+    /// A guest is given pages for itself after the host has lost them.
+    #[track_caller]
+    fn check_taken(&self, at: PhysAddr, value: u64) {
+        if !matches!(self.sim.table_regime(at.as_u64()), Some(sim::Regime::Stage2 { vmid: 1.. })) {
+            return;
+        }
+        let owned = self.sim.leaf_at(at.as_u64(), value).filter(|leaf| leaf.sw & 3 == 0);
+        for page in
+            owned.into_iter().flat_map(|leaf| (leaf.pa..leaf.pa.saturating_add(leaf.size)).step_by(1 << 12))
+        {
+            let page = page >> crate::addr::PAGE_SHIFT;
+            assert!(!self.host_reaches(page), "a guest is given page {page:#x} before the host has lost it");
+        }
     }
 
     /// Whoever invalidates has made the change visible first: a walk that comes in between would cache the old
@@ -243,6 +272,11 @@ impl TestMachine {
         core::mem::take(&mut lock(&self.cleaned))
     }
 
+    /// On which CPUs, and for which VMIDs, the translations of another vCPU were dropped since the last time.
+    pub fn take_forgotten(&self) -> Vec<(usize, u16)> {
+        core::mem::take(&mut lock(&self.forgotten))
+    }
+
     /// From now on a CPU that goes back from its guest stack takes its time, so that others have done what they can.
     pub fn leave_guest_stacks_slowly(&self) {
         self.leaves_slowly.store(true, Ordering::SeqCst);
@@ -280,6 +314,7 @@ impl Machine for TestMachine {
     fn write_descriptor(&self, at: PhysAddr, value: u64) {
         self.check_lock(at);
         self.check_reach(at);
+        self.check_taken(at, value);
         self.step().write_desc(at.as_u64(), value);
     }
 
@@ -306,6 +341,10 @@ impl Machine for TestMachine {
         self.adopted.store(true, Ordering::Relaxed);
         if let Tree::Hyp(root) = tree {
             let _ = self.el2.set(sim::El2Stage1 { root: root.base().as_u64(), va_bits: input_bits });
+        }
+        if let Tree::Stage2(Stage2Id { vmid: 0, root }) = tree {
+            let root = root.base().as_u64();
+            let _ = self.host.set(sim::Stage2 { vmid: 0, root, ipa_bits: input_bits });
         }
         self.step().table_root(root.base().as_u64(), kind);
     }
@@ -368,7 +407,9 @@ impl Machine for TestMachine {
         lock(&self.serrors).push(esr);
     }
 
-    fn forget_vcpu(&self, _id: Stage2Id) {}
+    fn forget_vcpu(&self, id: Stage2Id) {
+        lock(&self.forgotten).push((this_cpu(), id.vmid));
+    }
 
     #[cfg(feature = "oracle")]
     fn is_zeros(&self, page: Pfn) -> bool {

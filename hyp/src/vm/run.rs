@@ -275,6 +275,35 @@ mod tests {
     }
 
     #[test]
+    fn translations_of_another_vcpu_are_dropped_on_the_cpu_that_a_vcpu_enters() {
+        let (world, vm) = booted(ASK_FIRST);
+        calls(&world, psci::CPU_ON, [1, ENTRY, 0]);
+        assert_eq!(run(&world, vm), Exit::CpuOn { vcpu: 1 });
+        let other = world.vm(ASK_FIRST, 0x1100, 16);
+        world.ok(HostCall::VcpuCreate { vm: other, vcpu: 0 });
+        world.ok(HostCall::VcpuSetBoot { vm: other, vcpu: 0, pc: ENTRY, x0: 0 });
+        let vmid = world.guest(vm).vmid;
+        assert_eq!(world.hyp.machine().take_forgotten(), []);
+        for (cpu, of, vcpu, forgotten) in [
+            (0, vm, 0, vec![]),
+            (0, vm, 1, vec![(0, vmid)]),
+            (0, vm, 1, vec![]),
+            (1, vm, 0, vec![]),
+            (0, other, 0, vec![]),
+            (0, vm, 0, vec![(0, vmid)]),
+            (1, vm, 1, vec![(1, vmid)]),
+        ] {
+            let entered = world.call_on(cpu, HostCall::VcpuRun { vm: of, vcpu, values: [0; 4] });
+            assert_eq!(entered.outcome, Ok(()));
+            assert_eq!(
+                world.hyp.machine().take_forgotten(),
+                forgotten,
+                "vCPU {vcpu} of {of:?} enters CPU {cpu}"
+            );
+        }
+    }
+
+    #[test]
     fn a_vcpu_that_the_guest_turns_on_starts_from_reset_at_the_guests_entry() {
         let (world, vm) = booted(ASK_FIRST);
         calls(&world, psci::CPU_ON, [1, RAM + 0x1000, 9]);
