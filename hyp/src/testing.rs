@@ -341,8 +341,7 @@ impl World {
     /// Puts content into a page of RAM, in the caches and behind them.
     pub fn fill(&self, page: u64) {
         let pa = RAM_START.saturating_add(page) << crate::addr::PAGE_SHIFT;
-        self.sim().write_bytes(pa, &[0xa5; 4096]);
-        self.sim().clean_page(pa);
+        self.sim().fill_page(pa, u64::from_ne_bytes([0xa5; 8]));
     }
 
     /// Whether a page of RAM reads as zeros, with caches and without.

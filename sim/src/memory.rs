@@ -130,6 +130,20 @@ impl Sim {
         }
     }
 
+    /// Fills a page with a word, in the caches and behind them, as whoever has it may: this is no maintenance by the
+    /// hypervisor.
+    ///
+    /// # Panics
+    /// When `pa` is not page-aligned or not in RAM.
+    #[track_caller]
+    pub fn fill_page(&self, pa: u64, word: u64) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        check_page(state, pa, "fill_page");
+        (pa..pa + PAGE).step_by(8).for_each(|at| state.tables.raw_word(at, &mut state.log.violations));
+        state.ram.fill(pa, word);
+    }
+
     /// Zeroes a page, in the caches only: what was in it may still be at the point of coherency. The page
     /// is then fit to be a table.
     ///
@@ -299,6 +313,8 @@ mod tests {
         sim.wipe_page(RAM);
         sim.invalidate_icache();
         assert_eq!((sim.wipes(RAM + 5), sim.cleans(RAM + 5)), (2, 1));
+        sim.fill_page(RAM + PAGE, 7);
+        assert_eq!((sim.load64(RAM + PAGE + 8), sim.load64_uncached(RAM + PAGE + 16)), (7, 7));
         assert_eq!((sim.wipes(RAM + PAGE), sim.cleans(RAM + PAGE)), (0, 0));
         assert_eq!(sim.icache_invalidations(), 1);
         assert!(!sim.is_dirty(RAM));

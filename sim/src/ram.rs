@@ -189,6 +189,13 @@ impl Ram {
         page.cached = [0; WORDS];
     }
 
+    /// Fills a page, in the caches and at the PoC.
+    pub(crate) fn fill(&mut self, pa: u64, word: u64) {
+        let page = self.page_mut(pa);
+        page.cached = [word; WORDS];
+        page.at_poc = None;
+    }
+
     /// Cleans a page to the PoC and counts it.
     pub(crate) fn clean(&mut self, pa: u64) {
         let page = self.page_mut(pa);

@@ -5,26 +5,24 @@
 
 mod compare;
 
-use abi::exit::Exit;
+use abi::exit::{Access, Exit};
 use abi::host::{HostCall, HostResult};
 use abi::page::Pool;
 use abi::{Error, HostState, VmFlags, VmHandle, guest, psci, smccc};
-use hyp::addr::{Gfn, Pages};
-use hyp::ownership::Error as CoreError;
+use hyp::addr::Gfn;
 use hyp::ownership::query::GuestPage;
 use hyp::testing::{CPUS, HYP_START, RAM_START, World, plain_setup};
-use hyp::vm::context::{Context, Trap};
 use spec::state::VCPUS;
 use spec::{Call, Outcome, Run};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Static table pages of a core that is not poor.
 const POOL: u64 = 0x40;
 /// RAM from here on is given behind the scenes.
 const SPARE: u64 = RAM_START + 0x1000;
-/// ESR_EL2 of an HVC with immediate 0.
-const HVC: u64 = 0x16 << 26 | 1 << 25;
+/// The vCPU that makes calls of which the rules do not say which one makes them: it never waits.
+const ANY_VCPU: u8 = VCPUS as u8;
 
 /// A VM of the real core.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +44,8 @@ pub struct Real<const P: usize, const V: usize, const G: usize> {
     spare: AtomicU64,
     /// How many pages the last call lacked.
     lacks: AtomicU64,
+    /// Pages of anybody at boot.
+    total: u64,
     /// How often RAM had changed at the last comparison.
     seen: AtomicU64,
 }
@@ -65,7 +65,8 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
     pub fn on(core: World, gfn: u64) -> Self {
         let place = Self::window(gfn);
         let [spare, lacks, seen] = [SPARE, 0, 0].map(AtomicU64::new);
-        Self { core, place, vms: Mutex::default(), spare, lacks, seen }
+        let total = core.census().total();
+        Self { core, place, total, vms: Mutex::default(), spare, lacks, seen }
     }
 
     /// Where the world of such a core lies.
@@ -170,19 +171,11 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
             Call::VmTeardownFinish { vm } => self.finish(vm),
             Call::Pin { pfn: page } => one(self.host(HostCall::TestPin { pfn: pfn(page) })),
             Call::Unpin { pfn: page } => one(self.host(HostCall::TestUnpin { pfn: pfn(page) })),
-            Call::Share { vm, gfns } => {
-                self.guest(vm, gfns, true, |core, vm, gfns| core.hyp.guest_share_host(vm, gfns))
-            }
-            Call::Unshare { vm, vcpu, gfns } => self.unshare(vm, vcpu, gfns),
-            Call::Relinquish { vm, gfns } => {
-                self.guest(vm, gfns, false, |core, vm, gfns| core.hyp.guest_relinquish(vm, gfns))
-            }
-            Call::GuardMap { vm, gfns } => {
-                self.guest(vm, gfns, false, |core, vm, gfns| core.hyp.guard_map(vm, gfns))
-            }
-            Call::GuardUnmap { vm, gfns } => {
-                self.guest(vm, gfns, false, |core, vm, gfns| core.hyp.guard_unmap(vm, gfns))
-            }
+            Call::Share { vm, gfns } => self.guest(vm, ANY_VCPU, guest::MEM_SHARE, gfns),
+            Call::Unshare { vm, vcpu, gfns } => self.guest(vm, vcpu, guest::MEM_UNSHARE, gfns),
+            Call::Relinquish { vm, gfns } => self.guest(vm, ANY_VCPU, guest::MEM_RELINQUISH, gfns),
+            Call::GuardMap { vm, gfns } => self.guest(vm, ANY_VCPU, guest::MMIO_GUARD_MAP, gfns),
+            Call::GuardUnmap { vm, gfns } => self.guest(vm, ANY_VCPU, guest::MMIO_GUARD_UNMAP, gfns),
             Call::GuestStore { vm, gfn } => self.guest_store(vm, gfn),
             Call::HostStore { pfn: page } => {
                 let page = pfn(page) - RAM_START;
@@ -249,7 +242,7 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
         }
     }
 
-    /// Makes a VM with two vCPUs, both on.
+    /// Makes a VM with the vCPUs of the rules and [`ANY_VCPU`], all on.
     fn create(&self, protected: bool, immediate: bool, root: u64) -> Outcome {
         let flags = VmFlags { protected, unshare_immediate: immediate, mmio_unguarded: false };
         let word = match self.host(HostCall::VmCreate { flags, root }) {
@@ -257,36 +250,20 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
             refused => return refused,
         };
         let handle = VmHandle::from_word(word).expect("a handle");
-        for vcpu in 0..VCPUS as u64 {
+        for vcpu in 0..=u64::from(ANY_VCPU) {
             while let Outcome::Lacking(pool) = self.host(HostCall::VcpuCreate { vm: handle, vcpu }) {
                 self.serve_lack(pool, None);
             }
         }
         self.core.ok(HostCall::VcpuSetBoot { vm: handle, vcpu: 0, pc: 0x1000, x0: 0 });
-        for vcpu in 1..VCPUS as u64 {
-            let exit = self.run(handle, 0, move |context| {
-                let [on, affinity, entry] = [u64::from(psci::CPU_ON), vcpu, 0x1000];
-                [on, affinity, entry, 0].into_iter().zip(0..).for_each(|(x, at)| context.set_x(at, x));
-                Trap::Sync { esr: HVC, far: 0, hpfar: 0 }
-            });
-            assert_eq!(exit, Some(Exit::CpuOn { vcpu }));
+        for vcpu in 1..=u64::from(ANY_VCPU) {
+            let (exit, _) = self.core.guest_call(handle, 0, [psci::CPU_ON.into(), vcpu, 0x1000, 0]);
+            assert_eq!(Exit::from_words(exit.values), Some(Exit::CpuOn { vcpu }));
         }
         let mut vms = self.vms();
         assert!(vms.iter().all(|vm| vm.handle != handle), "{handle:?} names two VMs");
         vms.push(RealVm { handle, hidden: 0, live: true, waits: [false; VCPUS] });
         Outcome::Created(vms.len() as u8 - 1)
-    }
-
-    fn run(
-        &self,
-        vm: VmHandle,
-        vcpu: u8,
-        step: impl FnMut(&mut Context) -> Trap + Send + 'static,
-    ) -> Option<Exit> {
-        self.core.hyp.machine().push_step(step);
-        let result = self.core.call(HostCall::VcpuRun { vm, vcpu: vcpu.into(), values: [0; 4] });
-        result.outcome.ok()?;
-        Some(Exit::from_words(result.values).expect("an exit"))
     }
 
     fn finish(&self, vm: u8) -> Outcome {
@@ -304,67 +281,34 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
         }
     }
 
-    /// A guest's call whose vCPU does not matter.
-    fn guest(
-        &self,
-        vm: u8,
-        gfns: Run,
-        missing_exits: bool,
-        call: impl FnOnce(&World, VmHandle, Pages<Gfn>) -> Result<u64, CoreError>,
-    ) -> Outcome {
-        let first = self.place.gfn.saturating_add(gfns.first);
-        let Some(gfns) = Pages::from_raw(first, gfns.count.max(1)) else {
-            return Outcome::InvalidParameter;
-        };
-        let outcome = call(&self.core, self.handle(vm), gfns);
-        match outcome {
-            Ok(done) => Outcome::Done(done),
-            Err(CoreError::NoVm | CoreError::WrongVm) => Outcome::NotServed,
-            Err(CoreError::Missing(gfn)) if missing_exits => Outcome::Missing(gfn.as_u64() - self.place.gfn),
-            Err(CoreError::Lacking(lacking)) => {
-                self.lacks.store(lacking.pages, Ordering::Relaxed);
-                Outcome::Lacking(lacking.pool)
-            }
-            Err(_) => Outcome::InvalidParameter,
-        }
-    }
-
-    /// MEM_UNSHARE by a vCPU that runs.
-    fn unshare(&self, vm: u8, vcpu: u8, gfns: Run) -> Outcome {
+    /// A guest's call about its memory, by one of its vCPUs.
+    fn guest(&self, vm: u8, vcpu: u8, function: u32, gfns: Run) -> Outcome {
         let Some(of) = self.vm(vm) else { return Outcome::NotServed };
-        if !of.live || of.waits[usize::from(vcpu)] {
+        if !of.live || of.waits.get(usize::from(vcpu)) == Some(&true) {
             return Outcome::NotServed;
         }
-        let ipa = self.place.gfn.saturating_add(gfns.first) << 12;
-        let call = [u64::from(guest::MEM_UNSHARE), ipa, gfns.count, 0];
-        let exit = self.run(of.handle, vcpu, move |context| {
-            call.into_iter().zip(0..).for_each(|(x, at)| context.set_x(at, x));
-            Trap::Sync { esr: HVC, far: 0, hpfar: 0 }
-        });
-        match exit {
-            Some(Exit::Unshare { ipa: asked, pages }) => {
-                assert_eq!(asked, ipa);
+        // What is no address is one beyond all that there are.
+        let page = self.place.gfn.saturating_add(gfns.first).min((1 << 52) - 1);
+        let call = [function.into(), page << 12, gfns.count, 0];
+        let (exit, answer) = self.core.guest_call(of.handle, vcpu.into(), call);
+        let exit = exit.outcome.map(|()| Exit::from_words(exit.values).expect("an exit"));
+        match (exit, answer) {
+            (Ok(Exit::Interrupted), Some([smccc::SUCCESS, done, ..])) => Outcome::Done(done),
+            (Ok(Exit::Interrupted), Some([smccc::NOT_SUPPORTED, ..])) => Outcome::NotServed,
+            (Ok(Exit::Interrupted), Some([guest::INVALID_PARAMETER, 0, 0, 0])) => Outcome::InvalidParameter,
+            (Ok(Exit::Unshare { ipa, pages }), None) if function == guest::MEM_UNSHARE => {
+                assert_eq!(ipa, page << 12);
                 self.note(vm, |vm| vm.waits[usize::from(vcpu)] = true);
-                return Outcome::Asked(pages);
+                Outcome::Asked(pages)
             }
-            Some(Exit::NeedPages { pool, pages }) => {
+            (Ok(Exit::MissingPage { ipa, access: Access::Write }), None) => {
+                Outcome::Missing((ipa >> 12).wrapping_sub(self.place.gfn))
+            }
+            (Ok(Exit::NeedPages { pool, pages }), None) => {
                 self.lacks.store(pages, Ordering::Relaxed);
-                return Outcome::Lacking(pool);
+                Outcome::Lacking(pool)
             }
-            Some(Exit::Interrupted) => {}
-            other => panic!("an unshare exits with {other:?}"),
-        }
-        // The call is answered: the guest looks.
-        let answer = Arc::new(Mutex::new([0; 2]));
-        let seen = Arc::clone(&answer);
-        self.run(of.handle, vcpu, move |context| {
-            *seen.lock().expect("no test thread has failed") = [context.x(0), context.x(1)];
-            Trap::Irq
-        });
-        match *answer.lock().expect("no test thread has failed") {
-            [smccc::SUCCESS, done] => Outcome::Done(done),
-            [smccc::NOT_SUPPORTED, _] => Outcome::NotServed,
-            _ => Outcome::InvalidParameter,
+            other => panic!("a guest's call about its memory comes to {other:x?}"),
         }
     }
 

@@ -8,7 +8,9 @@ use super::World;
 use crate::addr::{PAGE_SHIFT, Pfn};
 use crate::ownership::query::{Census, host_state};
 use crate::pgtable::stage2::{self, Entry, Owner, Sharing};
-use abi::{HostState, VmHandle};
+use crate::vm::Phase;
+use crate::vm::vcpu::Pending;
+use abi::{HostState, VmFlags, VmHandle};
 use std::collections::BTreeMap;
 
 /// Who can reach a page.
@@ -80,6 +82,19 @@ pub struct VmPool {
     pub given: u64,
     /// Pages of the host's or its own that name it.
     pub pages: u64,
+}
+
+/// A VM as it is, beside its memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmLife {
+    /// Whether its end has not begun.
+    pub live: bool,
+    /// What it was made as.
+    pub flags: VmFlags,
+    /// Pages of the host's or its own that name it.
+    pub pages: u64,
+    /// The guest pages that each vCPU wants back and waits for, of those that no CPU runs in a living VM.
+    pub unshares: Vec<Option<(u64, u64)>>,
 }
 
 /// What the pools have.
@@ -177,9 +192,20 @@ impl World {
         (self.hyp.hyp.lock().pins.count(pfn), loans)
     }
 
-    /// Number of pages that name a VM; `None` if there is no such VM.
-    pub fn pages_of(&self, vm: VmHandle) -> Option<u64> {
-        self.hyp.with_vm(vm, |vm| vm.space.pages)
+    /// A VM as it is; `None` if there is none.
+    pub fn life_of(&self, vm: VmHandle) -> Option<VmLife> {
+        let unshare = |vcpu| {
+            let claim = self.hyp.claim(vm, vcpu).ok()?;
+            let pending = match claim.vcpu.pending {
+                Pending::Unshare(gfns) => Some((gfns.start().as_u64(), gfns.count())),
+                _ => None,
+            };
+            self.hyp.unclaim(claim);
+            Some(pending)
+        };
+        let unshares = (0..).map_while(unshare).collect();
+        let is = self.hyp.with_vm(vm, |vm| (vm.phase == Phase::Live, vm.flags, vm.space.pages));
+        is.map(|(live, flags, pages)| VmLife { live, flags, pages, unshares })
     }
 
     /// What the pools have.

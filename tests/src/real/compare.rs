@@ -4,22 +4,24 @@
 use super::Real;
 use abi::host::HostCall;
 use abi::page::OwnerKind;
-use abi::{HostState, VmHandle};
+use abi::{HostState, VmFlags, VmHandle};
 use hyp::addr::{Gfn, Pfn};
 use hyp::ownership::query::GuestPage;
 use hyp::testing::RAM_START;
+use hyp::testing::snapshot::VmLife;
 use spec::State;
 use spec::state::{Content, GuestEntry, HostEntry, Phase, Sharing};
 use std::sync::atomic::Ordering;
 
 impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
-    /// Compares everything with a state of the specification, which was `before`. Nothing can have changed, and
-    /// nothing is looked at, where that is the same and no word of RAM was written since; the content of a page
-    /// is looked at where the specification changed it. Without `before`, everything is looked at.
+    /// Compares everything with a state of the specification, which was `before`. Where that is the same and no word of RAM
+    /// was written since, only what EL2 keeps in records of its own is looked at; the content of a page is looked at where
+    /// the specification changed it. Without `before`, everything is looked at.
     ///
     /// # Errors
     /// The first difference.
     pub fn compare(&self, state: &State<P, V, G>, before: Option<&State<P, V, G>>) -> Result<(), String> {
+        self.compare_records(state)?;
         let changes = self.core.sim().changes();
         if self.seen.swap(changes, Ordering::Relaxed) == changes && before == Some(state) {
             return Ok(());
@@ -48,14 +50,13 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
                 let (real, spec) = (whose(real), whose(expected));
                 return Err(format!("page {number}: the core says {real}; the specification says {spec}"));
             }
-            let holds = self.core.holds(Pfn::new(pfn).expect("a page of RAM"));
-            let expected = match page.host {
-                HostEntry::LentToGuests(loans) => (page.pins, loans.into()),
-                _ => (page.pins, 0),
-            };
-            same(|| format!("page {number}: holds and loans"), &holds, &expected)?;
             let reads = self.core.host_reads(pfn - RAM_START);
             same(|| format!("page {number}: the host reads it"), &reads, &page.host_state().is_accessible())?;
+            let leaf = self.core.sim().walk_stage2(self.core.host(), pfn << 12).ok();
+            let leads =
+                leaf.map(|leaf| (leaf.pa + ((pfn << 12) - leaf.ipa), leaf.read, leaf.write, leaf.execute));
+            let expected = page.host_state().is_accessible().then_some((pfn << 12, true, true, true));
+            same(|| format!("page {number}: where the host comes to, and how"), &leads, &expected)?;
             let changed = before.is_none_or(|before| before.pages[number] != *page);
             if changed && !matches!(page.host, HostEntry::Hyp(_)) {
                 let wiped = self.core.is_wiped(pfn - RAM_START);
@@ -65,9 +66,6 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
         for (number, vm) in state.vms.iter().enumerate() {
             if matches!(vm.phase, Phase::Live | Phase::Dying) {
                 let handle = self.handle(number as u8);
-                let expected = vm.entries.iter().filter(|entry| matches!(entry, GuestEntry::Page { .. }));
-                let expected = Some(expected.count() as u64);
-                same(|| format!("VM {number}: pages that name it"), &self.core.pages_of(handle), &expected)?;
                 let real = self.reach(handle);
                 for (gfn, entry) in vm.entries.iter().enumerate() {
                     let expected = match entry {
@@ -95,13 +93,44 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
         let count =
             |fits: fn(&HostEntry) -> bool| state.pages.iter().filter(|page| fits(&page.host)).count() as u64;
         let census = self.core.census();
-        let real = [census.host_shared, census.guest, census.guest_shared];
+        let real = [census.host_shared, census.guest, census.guest_shared, census.total()];
         let expected = [
             count(|host| matches!(host, HostEntry::LentToHyp | HostEntry::LentToGuests(_))),
             count(|host| matches!(host, HostEntry::Guest { .. })),
             count(|host| matches!(host, HostEntry::Borrowed)),
+            self.total,
         ];
-        same(|| "pages lent by the host, of guests, shared by guests".to_owned(), &real, &expected)
+        same(
+            || "pages lent by the host, of guests, shared by guests, of anybody".to_owned(),
+            &real,
+            &expected,
+        )
+    }
+
+    /// Compares what is in no table: pins and loans of pages; VMs, and what their vCPUs wait for.
+    fn compare_records(&self, state: &State<P, V, G>) -> Result<(), String> {
+        for (number, page) in state.pages.iter().enumerate() {
+            let pfn = Pfn::new(self.place.pfn + number as u64).expect("a page of RAM");
+            let expected = match page.host {
+                HostEntry::LentToGuests(loans) => (page.pins, loans.into()),
+                _ => (page.pins, 0),
+            };
+            same(|| format!("page {number}: holds and loans"), &self.core.holds(pfn), &expected)?;
+        }
+        for (number, vm) in state.vms.iter().enumerate().filter(|(_, vm)| vm.phase != Phase::Unborn) {
+            let live = vm.phase == Phase::Live;
+            let pages = vm.entries.iter().filter(|entry| matches!(entry, GuestEntry::Page { .. })).count();
+            let flags =
+                VmFlags { protected: vm.protected, unshare_immediate: vm.immediate, mmio_unguarded: false };
+            let unshares = vm.pending.map(|run| run.map(|run| (self.place.gfn + run.first, run.count)));
+            // The vCPU of which the rules know nothing waits for nothing.
+            let unshares = if live { [&unshares[..], &[None]].concat() } else { Vec::new() };
+            let expected =
+                (vm.phase != Phase::Gone).then_some(VmLife { live, flags, pages: pages as u64, unshares });
+            let real = self.core.life_of(self.handle(number as u8));
+            same(|| format!("VM {number}: its life"), &real, &expected)?;
+        }
+        Ok(())
     }
 
     /// What the hardware reaches at each guest page: the page of the world, whose it is, and how. Every TLB holds it
@@ -114,7 +143,8 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
                 let gfn = ((leaf.ipa >> 12) + page).wrapping_sub(self.place.gfn);
                 let pfn = ((leaf.pa >> 12) + page).wrapping_sub(self.place.pfn);
                 match reach.get_mut(gfn as usize) {
-                    Some(place) => *place = Some((pfn, leaf.sw & 3, leaf.write, leaf.execute)),
+                    Some(place) if leaf.read => *place = Some((pfn, leaf.sw, leaf.write, leaf.execute)),
+                    Some(_) => panic!("{vm:?} has a page that it cannot read: {leaf:?}"),
                     None => panic!("{vm:?} reaches a page outside its world: {leaf:?}"),
                 }
             }
