@@ -5,7 +5,8 @@ use deed_tests::pair::{Pair, Told};
 use deed_tests::{calls_of_the_core, tell_reached};
 use spec::Call;
 use spec::chooser::{Chooser, Dice};
-use std::collections::BTreeMap;
+use spec::worlds::LISTED;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Sequences of a push; `DEED_SEQUENCES` asks for another number, `DEED_SEED` for another first seed.
 const SEQUENCES: u64 = 20_000;
@@ -20,9 +21,36 @@ const G: usize = 12;
 /// Where guests begin: at the end of a region, or where the guest's address space ends.
 const GFNS: [u64; 2] = [0x1fa, (1 << 28) - G as u64];
 
-/// Outcomes of a call that did something.
-const DONE: [&str; 8] =
-    ["done", "VM made", "VM gone", "NoPage", "Owned", "SharedOwned", "SharedBorrowed", "asks the host"];
+/// Calls that lack table pages where they split a whole block, which is larger than this world:
+/// `failing_allocations.rs` lets them lack those.
+const SPLITS: [&str; 11] = [
+    "UNSHARE_HYP",
+    "UNSHARE_GUEST",
+    "RECLAIM_GUEST",
+    "FORCE_RECLAIM",
+    "UNSHARE_ACK",
+    "VM_TEARDOWN_FINISH",
+    "pin",
+    "MEM_SHARE",
+    "MEM_UNSHARE",
+    "MEM_RELINQUISH",
+    "MMIO_GUARD_UNMAP",
+];
+/// Outcomes that take more VMs, vCPUs or pins than this world has, or a page number that the chooser does not know: unit
+/// tests of `hyp` and the target `calls` come to them.
+const ELSEWHERE: [(&str, &str); 4] =
+    [("VM_CREATE", "Busy"), ("VM_CREATE", "NoMemory: metadata"), ("pin", "Busy"), ("QUERY_PAGE", "Invalid")];
+
+/// The outcomes that the specification lists of calls of the core, and that sequences of this world come to.
+fn expected() -> BTreeSet<(&'static str, &'static str)> {
+    let listed = spec::call::CALLS.into_iter().zip(LISTED);
+    let pairs = listed.flat_map(|(call, outcomes)| outcomes.iter().map(move |outcome| (call, *outcome)));
+    let is_here = |pair: &(&str, &str)| {
+        let splits = SPLITS.contains(&pair.0) && pair.1.starts_with("NoMemory");
+        !splits && !ELSEWHERE.contains(pair) && calls_of_the_core().any(|call| call == pair.0)
+    };
+    pairs.filter(is_here).collect()
+}
 
 /// What happens next.
 #[derive(Clone, Copy)]
@@ -160,10 +188,9 @@ fn the_core_does_what_the_specification_says() {
     for ((call, outcome), count) in &total.pairs {
         println!("{call}: {outcome}: {count}");
     }
-    // A call that is only ever refused is not tested.
-    let done = |call: &str| total.pairs.keys().any(|(name, outcome)| *name == call && DONE.contains(outcome));
-    let never: Vec<&str> = calls_of_the_core().filter(|call| !done(call)).collect();
-    assert!(sequences < SEQUENCES || never.is_empty(), "never done: {never:?}");
+    // What the specification lists and no sequence came to is not tested.
+    let never: Vec<_> = expected().into_iter().filter(|pair| !total.pairs.contains_key(pair)).collect();
+    assert!(sequences < SEQUENCES || never.is_empty(), "never seen: {never:?}");
     tell_reached(format_args!(
         "{sequences} sequences, {} calls, {} of them lacked pages; {} pairs of a call and an outcome",
         total.calls,
