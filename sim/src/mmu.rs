@@ -6,8 +6,8 @@ use crate::pending::Range;
 use crate::ram::Ram;
 use crate::tlb::{Cached, Tlb};
 use crate::walk::{
-    Access, El2Stage1, Fault, FaultKind, Found, Leaf, Regime, Space, Stage2, TablePointer, explore, grants,
-    walk, walk_from,
+    Access, El2Stage1, Fault, FaultKind, Found, Leaf, Regime, Space, Stage2, TablePointer, Visitor, explore,
+    grants, leaves, walk, walk_from,
 };
 use crate::{Sim, State};
 
@@ -112,7 +112,7 @@ impl State {
         let _ = self.tlb(cpu);
         let Self { ram, tlbs, .. } = self;
         if let Some(tlb) = tlbs.get_mut(cpu) {
-            explore(ram, space, &mut |found| tlb.insert(space.regime, found));
+            explore(ram, space, &mut Speculation { ram, tlb, regime: space.regime });
         }
     }
 
@@ -125,19 +125,28 @@ impl State {
         self.tables.changed(regime, Range::ALL);
     }
 
-    fn leaves(&self, space: &Space) -> Vec<Leaf> {
-        let mut leaves = Vec::new();
-        explore(&self.ram, space, &mut |found| {
-            if let Found::Leaf(leaf) = found {
-                leaves.push(leaf);
-            }
-        });
-        leaves
-    }
-
     /// Turns an output address into one that can be loaded from and stored to.
     fn memory(&self, pa: u64) -> Result<u64, Fault> {
         if self.ram.contains(pa) { Ok(pa & !7) } else { Err(Fault { level: 0, kind: FaultKind::External }) }
+    }
+}
+
+/// A TLB that caches whatever it may.
+struct Speculation<'a> {
+    ram: &'a Ram,
+    tlb: &'a mut Tlb,
+    regime: Regime,
+}
+
+impl Visitor for Speculation<'_> {
+    /// What a table holds is cached already if it was, and neither the table has changed since nor was anything of it
+    /// forgotten.
+    fn enter(&mut self, pointer: TablePointer, ia: u64) -> bool {
+        self.tlb.fill(self.regime, ia, pointer, self.ram.version(pointer.table))
+    }
+
+    fn find(&mut self, found: Found) {
+        self.tlb.insert(self.regime, found);
     }
 }
 
@@ -229,14 +238,14 @@ impl Sim {
     #[track_caller]
     #[must_use]
     pub fn leaves_stage2(&self, stage2: Stage2) -> Vec<Leaf> {
-        self.lock().leaves(&stage2.into())
+        leaves(&self.lock().ram, &stage2.into())
     }
 
     /// Returns every leaf that the present EL2 tables reach, in the order of VAs.
     #[track_caller]
     #[must_use]
     pub fn leaves_el2(&self, el2: El2Stage1) -> Vec<Leaf> {
-        self.lock().leaves(&el2.into())
+        leaves(&self.lock().ram, &el2.into())
     }
 
     /// Declares which tables a VMID stands for at present, for [`Sim::stale_entries`]; replaces what was
@@ -380,6 +389,28 @@ mod tests {
         let sim = mapped();
         sim.write_desc(L1 + PAGE, block(RAM, RW));
         assert_eq!(sim.access_stage2(0, VM, 1 << 39 | 0x42, Access::Write), Ok(RAM + 0x42));
+    }
+
+    #[test]
+    fn speculation_caches_again_what_was_forgotten_or_has_changed() {
+        let sim = mapped();
+        let taken = |sim: &Sim| {
+            sim.write_desc(L3, 0);
+            let held = sim.access_stage2(0, VM, 0, Access::Read);
+            sim.write_desc(L3, page(DATA, RW));
+            held
+        };
+        for _ in 0..2 {
+            sim.speculate(0, VM);
+            assert_eq!(taken(&sim), Ok(DATA));
+            sim.tlbi_stage2_ipa(0, VMID, 0, PAGE);
+            assert_eq!(taken(&sim), fault(3, FaultKind::Translation));
+        }
+        sim.write_desc(L3 + 8, page(DATA + PAGE, RW));
+        sim.speculate(0, VM);
+        sim.write_desc(L3 + 8, 0);
+        assert_eq!(sim.access_stage2(0, VM, PAGE, Access::Read), Ok(DATA + PAGE));
+        assert_eq!(taken(&sim), Ok(DATA), "the neighbours too");
     }
 
     #[test]

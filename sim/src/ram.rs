@@ -57,10 +57,12 @@ struct Page {
     at_poc: Option<Box<[u64; WORDS]>>,
     wipes: usize,
     cleans: usize,
+    /// What [`Ram::changes`] was when something last happened to it.
+    version: u64,
 }
 
 impl Page {
-    const EMPTY: Self = Self { cached: [0; WORDS], at_poc: None, wipes: 0, cleans: 0 };
+    const EMPTY: Self = Self { cached: [0; WORDS], at_poc: None, wipes: 0, cleans: 0, version: 0 };
 }
 
 /// Pages of a [`Bank`] that stand together.
@@ -158,6 +160,11 @@ impl Ram {
         self.changes
     }
 
+    /// Returns a number that is another whenever something has happened to the page that `pa` is in.
+    pub(crate) fn version(&self, pa: u64) -> u64 {
+        self.page(pa).flatten().map_or(0, |page| page.version)
+    }
+
     /// Returns all words of a page, `None` when nothing was ever written there.
     pub(crate) fn words(&self, page: u64) -> Option<&[u64; WORDS]> {
         self.page(page).flatten().map(|page| &page.cached)
@@ -169,7 +176,9 @@ impl Ram {
         let bank = bank.unwrap_or_else(|| panic!("sim: {pa:#x} is outside RAM"));
         let (group, place) = bank.place(pa);
         let group = bank.groups[group].get_or_insert_with(|| Box::new([const { None }; GROUP]));
-        group[place].get_or_insert_with(|| Box::new(Page::EMPTY))
+        let page = group[place].get_or_insert_with(|| Box::new(Page::EMPTY));
+        page.version = self.changes;
+        page
     }
 
     /// Writes the aligned word at `pa`, which the caller knows to be RAM. The page becomes dirty.

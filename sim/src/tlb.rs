@@ -21,8 +21,20 @@ pub(crate) enum Cached {
 /// Entries that would stand in one table.
 const ENTRIES: usize = 512;
 
-/// A table's worth of entries: what is cached of each descriptor that would stand there.
-type Node = Box<[Vec<Cached>; ENTRIES]>;
+/// A table's worth of entries.
+#[derive(Clone, Debug)]
+struct Node {
+    /// What is cached of each descriptor that would stand there.
+    entries: Box<[Vec<Cached>; ENTRIES]>,
+    /// The table of which all is cached, and its version.
+    filled: Option<(TablePointer, u64)>,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self { entries: Box::new([const { Vec::new() }; ENTRIES]), filled: None }
+    }
+}
 
 /// The entries of one level, by input address.
 #[derive(Clone, Debug)]
@@ -46,16 +58,23 @@ impl Level {
 
     fn insert(&mut self, ia: u64, cached: Cached) {
         let (node, place) = self.place(ia);
-        let node = self.nodes.entry(node).or_insert_with(|| Box::new([const { Vec::new() }; ENTRIES]));
-        if !node[place].contains(&cached) {
-            node[place].push(cached);
+        let same_address = &mut self.nodes.entry(node).or_default().entries[place];
+        if !same_address.contains(&cached) {
+            same_address.push(cached);
         }
+    }
+
+    /// Notes that all of a version of a table is about to be cached. Returns whether it was not before.
+    fn fill(&mut self, ia: u64, table: TablePointer, version: u64) -> bool {
+        let (node, _) = self.place(ia);
+        let filled = &mut self.nodes.entry(node).or_default().filled;
+        filled.replace((table, version)) != Some((table, version))
     }
 
     /// Returns the entries that apply to an input address.
     fn at(&self, ia: u64) -> &[Cached] {
         let (node, place) = self.place(ia);
-        self.nodes.get(&node).map_or(&[], |node| &node[place])
+        self.nodes.get(&node).map_or(&[], |node| &node.entries[place])
     }
 
     /// Returns the entries that cover any address of a range, with first input address and size.
@@ -63,7 +82,7 @@ impl Level {
         let places = Places::of(self, range);
         self.nodes.range(places.nodes()).flat_map(move |(&number, node)| {
             let within = places.within(number);
-            (within.start..).zip(&node[within]).flat_map(move |(place, same_address)| {
+            (within.start..).zip(&node.entries[within]).flat_map(move |(place, same_address)| {
                 let ia = (number * ENTRIES as u64 + place as u64) * self.span;
                 same_address.iter().map(move |&cached| (ia, self.span, cached))
             })
@@ -74,7 +93,8 @@ impl Level {
     fn forget(&mut self, range: Range) {
         let places = Places::of(self, range);
         for (&number, node) in self.nodes.range_mut(places.nodes()) {
-            node[places.within(number)].iter_mut().for_each(Vec::clear);
+            node.entries[places.within(number)].iter_mut().for_each(Vec::clear);
+            node.filled = None;
         }
     }
 }
@@ -157,6 +177,12 @@ impl Tlb {
             Found::Table { level, ia, pointer } => (level, ia, Cached::Table(pointer)),
         };
         self.regimes.entry(regime).or_default().0[usize::from(level)].insert(ia, cached);
+    }
+
+    /// Notes that all of a version of a table that translates the addresses from `ia` on is about to be cached. Returns
+    /// whether it was not before.
+    pub(crate) fn fill(&mut self, regime: Regime, ia: u64, table: TablePointer, version: u64) -> bool {
+        self.regimes.entry(regime).or_default().0[usize::from(table.level)].fill(ia, table, version)
     }
 
     /// Returns the levels of a regime.

@@ -255,30 +255,67 @@ fn descend(
     }
 }
 
-/// Shows everything that walks of `space` can find to `visit`, in the order of addresses, a table before
-/// what is below it.
-pub(crate) fn explore(ram: &Ram, space: &Space, visit: &mut impl FnMut(Found)) {
+/// One who is shown what walks can find.
+pub(crate) trait Visitor {
+    /// Comes to a table that translates the addresses from `ia` on. Returns whether it is to be shown what is in there:
+    /// not if all of it is known. Tables below are shown in any case.
+    fn enter(&mut self, pointer: TablePointer, ia: u64) -> bool;
+
+    /// Finds something.
+    fn find(&mut self, found: Found);
+}
+
+/// Shows everything that walks of `space` can find, in the order of addresses, a table before what is below it.
+pub(crate) fn explore(ram: &Ram, space: &Space, visitor: &mut impl Visitor) {
     for number in 0..space.root_tables() {
         let pointer =
             TablePointer { level: space.start, table: space.root + number * PAGE, limits: Limits::default() };
-        explore_table(ram, space, pointer, number * span(space.start) * 512, visit);
+        explore_table(ram, space, pointer, number * span(space.start) * 512, visitor);
     }
 }
 
-fn explore_table(ram: &Ram, space: &Space, pointer: TablePointer, base: u64, visit: &mut impl FnMut(Found)) {
+fn explore_table(ram: &Ram, space: &Space, pointer: TablePointer, base: u64, visitor: &mut impl Visitor) {
     let Some(words) = ram.words(pointer.table) else { return };
-    // Most words are invalid: a look at bit 0 spares the rest (D8.3.1).
-    for (index, &word) in (0u64..).zip(words).filter(|(_, word)| **word & 1 != 0) {
+    let is_shown = visitor.enter(pointer, base);
+    if !is_shown && pointer.level == 3 {
+        return;
+    }
+    // Most words are invalid, or no tables: a look at bits 1:0 spares the rest (D8.3.1).
+    let bits = if is_shown { 0b01 } else { 0b11 };
+    for (index, &word) in (0u64..).zip(words).filter(|(_, word)| **word & bits == bits) {
         let ia = base + index * span(pointer.level);
         if ia >> space.bits != 0 {
             return;
         }
         let Ok(found) = lookup(space.format, pointer.limits, pointer.level, ia, word) else { continue };
-        visit(found);
+        if is_shown {
+            visitor.find(found);
+        }
         if let Found::Table { pointer, .. } = found {
-            explore_table(ram, space, pointer, ia, visit);
+            explore_table(ram, space, pointer, ia, visitor);
         }
     }
+}
+
+/// Returns every leaf that walks of `space` can find, in the order of addresses.
+pub(crate) fn leaves(ram: &Ram, space: &Space) -> Vec<Leaf> {
+    struct Leaves(Vec<Leaf>);
+
+    impl Visitor for Leaves {
+        fn enter(&mut self, _pointer: TablePointer, _ia: u64) -> bool {
+            true
+        }
+
+        fn find(&mut self, found: Found) {
+            if let Found::Leaf(leaf) = found {
+                self.0.push(leaf);
+            }
+        }
+    }
+
+    let mut leaves = Leaves(Vec::new());
+    explore(ram, space, &mut leaves);
+    leaves.0
 }
 
 /// Tells whether the present tables grant everything that `leaf` grants: the same output for each of its
@@ -310,16 +347,6 @@ mod tests {
 
     fn stage2(ipa_bits: u32) -> Space {
         Stage2 { vmid: 1, root: RAM, ipa_bits }.into()
-    }
-
-    fn leaves(ram: &Ram, space: &Space) -> Vec<Leaf> {
-        let mut leaves = Vec::new();
-        explore(ram, space, &mut |found| {
-            if let Found::Leaf(leaf) = found {
-                leaves.push(leaf);
-            }
-        });
-        leaves
     }
 
     #[test]
