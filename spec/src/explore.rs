@@ -76,11 +76,12 @@ impl<const P: usize, const V: usize, const G: usize> Game<P, V, G> {
                         continue;
                     }
                     let (outcome, next) = (self.rules)(&self.world, state, *call, None);
-                    self.count(&mut report, state, *call, outcome);
-                    if next == *state {
+                    let lack = self.count(&mut report, state, *call, (outcome, &next));
+                    if next == *state && lack.is_none() {
                         continue;
                     }
-                    let broken = broken_by_step(state, *call, outcome, &next).or_else(|| self.broken(&next));
+                    let broken =
+                        broken_by_step(state, *call, outcome, &next).or_else(|| self.broken(&next)).or(lack);
                     let origin = Origin { before: (first + offset) as u32, call: number as u16 };
                     if let Some(what) = broken {
                         report.broken = Some((what, self.story(&origins, origin)));
@@ -123,21 +124,31 @@ impl<const P: usize, const V: usize, const G: usize> Game<P, V, G> {
         }
     }
 
-    /// Counts an outcome; if the call was served, also what becomes of it when a pool has too little.
-    fn count(&self, report: &mut Report, state: &State<P, V, G>, call: Call, outcome: Outcome) {
+    /// Counts an outcome; if the call was served, also what becomes of it when a pool has too little: either that pool is
+    /// lacking, and nothing changes, or it makes no difference. Returns what is broken otherwise.
+    fn count(
+        &self,
+        report: &mut Report,
+        state: &State<P, V, G>,
+        call: Call,
+        (outcome, next): (Outcome, &State<P, V, G>),
+    ) -> Option<&'static str> {
         let row = &mut report.pairs[call.kind()];
         row[outcome.kind()] += 1;
         report.steps += 1;
         if outcome.is_refusal() {
-            return;
+            return None;
         }
         for pool in [Pool::Tables, Pool::Metadata, Pool::Vm] {
-            let (outcome, next) = (self.rules)(&self.world, state, call, Some(pool));
-            if outcome == Outcome::Lacking(pool) && next == *state {
-                row[outcome.kind()] += 1;
+            let (lacking, after) = (self.rules)(&self.world, state, call, Some(pool));
+            if lacking == Outcome::Lacking(pool) && after == *state {
+                row[lacking.kind()] += 1;
                 report.steps += 1;
+            } else if (lacking, &after) != (outcome, next) {
+                return Some("I5: a call that lacks pages changed something");
             }
         }
+        None
     }
 
     /// Tells the calls from boot to a step, all in the names that pages and VMs have at boot.

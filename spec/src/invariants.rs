@@ -7,18 +7,19 @@
 //! | I2 | both sides' books agree, so whoever reaches a page is its owner or its borrower on both sides |
 //! | I3 | what is the hypervisor's is out of reach of host and guests |
 //! | I4 | what the host can read is no secret, and pages that leave a guest's private memory or the hypervisor are zeros |
-//! | I5 | a refusal changes nothing |
+//! | I5 | a refusal changes nothing; a call about a run changes what it says that it did, from the first page on, and nothing else |
 //! | I7 | the number of pages that a VM counts is their number, as is that of a page's loans; only pages lent to the hypervisor are pinned |
 //! | I8 | no call stops [`step`](crate::step()): the explorer tries absurd ones too |
 //! | I9 | a VM that is gone stays gone, and none changes its kind |
-//! | poison | a page taken by force stays marked; a living guest loses a page only so, or by its own call |
+//! | poison | a page taken by force stays marked; a living guest loses a page only so, or by its own call about it |
+//! | consent | a guest's private page is shared by its own call alone |
 //! | host | with a host that means well, what a program has mapped or the kernel holds is accessible |
 //!
 //! I6 and I10 are about TLBs and registers: `World::check` of `hyp` asserts the first after each call of a test, and
 //! `docs/memory-ownership.md` names the tests of the second.
 
 use crate::call::{Call, Outcome};
-use crate::state::{Content, GuestEntry, HostEntry, Page, Phase, Sharing, State, Use, Vm};
+use crate::state::{Content, GuestEntry, HostEntry, Page, Phase, Run, Sharing, State, Use, Vm};
 use abi::page::OwnerKind;
 
 /// Finds what a state breaks.
@@ -125,6 +126,9 @@ pub fn broken_in_window<const P: usize, const V: usize, const G: usize>(
         }
     }
     for (pfn, (page, shown)) in state.pages.iter().zip(shown).enumerate() {
+        if shown > 1 && !matches!(page.host, HostEntry::LentToGuests(_)) {
+            return Some("I1: a page is shown twice");
+        }
         if matches!(page.host, HostEntry::LentToGuests(borrowers) if borrowers < shown) {
             return Some("I7: a page is lent to fewer guest pages than show it");
         }
@@ -157,8 +161,13 @@ pub fn broken_by_step<const P: usize, const V: usize, const G: usize>(
         if private && new.owner() == OwnerKind::Host && new.content != Content::Zeros {
             return Some("I4: a private page came to the host unwiped");
         }
+        if let (HostEntry::Guest { vm: of, .. }, HostEntry::Borrowed) = (old.host, new.host)
+            && !matches!(call, Call::Share { vm, .. } if vm == of)
+        {
+            return Some("consent: a guest's private page was shared by somebody else");
+        }
     }
-    for (old, new) in before.vms.iter().zip(&after.vms) {
+    for (number, (old, new)) in before.vms.iter().zip(&after.vms).enumerate() {
         if new.phase < old.phase {
             return Some("I9: a VM went back in its life");
         }
@@ -166,39 +175,85 @@ pub fn broken_by_step<const P: usize, const V: usize, const G: usize>(
         if old.phase != Phase::Unborn && kind_changed {
             return Some("I9: a VM changed its kind");
         }
-        if new.phase != Phase::Gone
-            && let Some(broken) = old
-                .entries
-                .iter()
-                .zip(&new.entries)
-                .find_map(|(old_entry, new_entry)| broken_by_loss(old, call, *old_entry, *new_entry))
-        {
-            return Some(broken);
+        let gives_up = |gfn: usize| match call {
+            Call::Relinquish { vm, gfns } => {
+                usize::from(vm) == number && at_least_one(gfns).contains(gfn as u64)
+            }
+            _ => false,
+        };
+        let mut entries = old.entries.iter().zip(&new.entries).enumerate();
+        let broken =
+            entries.find_map(|(gfn, (before, after))| broken_by_loss(old, *before, *after, gives_up(gfn)));
+        if new.phase != Phase::Gone && broken.is_some() {
+            return broken;
         }
     }
-    None
+    let more = changes_more_than_it_says(before, call, outcome, after);
+    more.then_some("I5: a call changed what is not of the pages that it says it did")
 }
 
-/// Finds what the loss of a guest's page breaks.
+/// A guest's run: none means one.
+fn at_least_one(run: Run) -> Run {
+    Run { count: run.count.max(1), ..run }
+}
+
+/// Whether something changed that is not of the pages that a call about a run was done for: as many as its outcome says,
+/// from the first of the run on.
+fn changes_more_than_it_says<const P: usize, const V: usize, const G: usize>(
+    before: &State<P, V, G>,
+    call: Call,
+    outcome: Outcome,
+    after: &State<P, V, G>,
+) -> bool {
+    let Outcome::Done(done) = outcome else { return false };
+    let (pfns, vm, gfns) = match call {
+        Call::PoolTopUp { pfns, .. }
+        | Call::VmTopUp { pfns, .. }
+        | Call::ShareHyp { pfns }
+        | Call::UnshareHyp { pfns }
+        | Call::ForceReclaim { pfns } => (Some(pfns.first), None, None),
+        Call::DonateGuest { vm, pfn, gfn, .. } | Call::ShareGuest { vm, pfn, gfn, .. } => {
+            (Some(pfn), Some(vm), Some(gfn))
+        }
+        Call::UnshareGuest { vm, gfns }
+        | Call::ReclaimGuest { vm, gfns }
+        | Call::Share { vm, gfns }
+        | Call::Unshare { vm, gfns, .. }
+        | Call::Relinquish { vm, gfns }
+        | Call::GuardMap { vm, gfns }
+        | Call::GuardUnmap { vm, gfns } => (None, Some(vm), Some(gfns.first)),
+        _ => return false,
+    };
+    let of = |first: u64| Run { first, count: done };
+    let pages = before.pages.iter().zip(&after.pages).enumerate();
+    let mut changed_pages = pages.filter(|(_, (old, new))| old != new).map(|(pfn, _)| pfn as u64);
+    let other_page = pfns.is_some_and(|first| changed_pages.any(|pfn| !of(first).contains(pfn)));
+    let other_entry = vm.is_some()
+        && before.vms.iter().zip(&after.vms).enumerate().any(|(number, (old, new))| {
+            let entries = old.entries.iter().zip(&new.entries).enumerate();
+            let mut changed = entries.filter(|(_, (old, new))| old != new).map(|(gfn, _)| gfn as u64);
+            changed.any(|gfn| vm != Some(number as u8) || gfns.is_some_and(|first| !of(first).contains(gfn)))
+        });
+    other_page || other_entry
+}
+
+/// Finds what the loss of a guest's page breaks, which the guest has given up or not.
 fn broken_by_loss<const G: usize>(
     vm: &Vm<G>,
-    call: Call,
     old: GuestEntry,
     new: GuestEntry,
+    gives_up: bool,
 ) -> Option<&'static str> {
-    let had_page = matches!(old, GuestEntry::Page { .. });
-    let has_page = matches!(new, GuestEntry::Page { .. });
-    let gave_it_up = matches!(call, Call::Relinquish { .. });
     if old == GuestEntry::Poisoned && new != old {
         return Some("poison: what was taken by force is not marked any more");
     }
-    if had_page
-        && !has_page
-        && vm.protected
-        && vm.phase == Phase::Live
-        && new != GuestEntry::Poisoned
-        && !gave_it_up
-    {
+    let GuestEntry::Page { pfn: had, .. } = old else { return None };
+    let is_lost = match new {
+        GuestEntry::Page { pfn: has, .. } => has != had,
+        GuestEntry::Poisoned => false,
+        GuestEntry::Empty | GuestEntry::Device => !gives_up,
+    };
+    if is_lost && vm.protected && vm.phase == Phase::Live {
         return Some("poison: a living guest lost a page and cannot know");
     }
     None
@@ -216,7 +271,6 @@ pub fn broken_for_honest_host<const P: usize, const V: usize, const G: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::Run;
     use abi::page::Permissions;
 
     type Small = State<4, 2, 2>;
@@ -326,6 +380,11 @@ mod tests {
             found(|state| state.vms[0].entries[0] = GuestEntry::Empty),
             "I2: the host's books name a guest that has no such page"
         );
+        let shared_twice = |state: &mut Small| {
+            state.vms[0].entries[0] = SHARED;
+            state.pages[0] = Small::new().pages[0];
+        };
+        assert_eq!(found(shared_twice), "I1: a page is shown twice");
         assert_eq!(
             found(|state| state.pages[2].pins = 1),
             "I7: a page is pinned that is not lent to the hypervisor"
@@ -353,8 +412,30 @@ mod tests {
         assert_eq!(step(|state| state.vms[0].immediate = true), "I9: a VM changed its kind");
         let lost = |state: &mut Small| state.vms[0].entries[1] = GuestEntry::Empty;
         assert_eq!(step(lost), "poison: a living guest lost a page and cannot know");
-        assert_eq!(after(Call::Relinquish { vm: 0, gfns }, Outcome::Done(1), lost), "nothing");
-        assert_eq!(step(|state| state.vms[0].entries[1] = GuestEntry::Poisoned), "nothing");
+        let gives_up = |vm, gfns| after(Call::Relinquish { vm, gfns }, Outcome::Done(1), lost);
+        assert_eq!(gives_up(0, Run::one(1)), "nothing");
+        assert_eq!(gives_up(0, Run { first: 1, count: 0 }), "nothing", "no number is one page");
+        assert_eq!(gives_up(1, Run::one(1)), "poison: a living guest lost a page and cannot know");
+        assert_eq!(gives_up(0, gfns), "poison: a living guest lost a page and cannot know");
+        let replaced = |state: &mut Small| {
+            state.vms[0].entries[1] = GuestEntry::Page { pfn: 3, sharing: Sharing::Shared }
+        };
+        assert_eq!(step(replaced), "poison: a living guest lost a page and cannot know");
+        let force = |first| Call::ForceReclaim { pfns: Run::one(first) };
+        let poisoned = |state: &mut Small| state.vms[0].entries[1] = GuestEntry::Poisoned;
+        assert_eq!(after(force(1), Outcome::Done(1), poisoned), "nothing");
+        let shared = |state: &mut Small| state.pages[0].host = HostEntry::Borrowed;
+        assert_eq!(after(other, Outcome::Done(1), shared), "nothing");
+        let by_another = "consent: a guest's private page was shared by somebody else";
+        assert_eq!(after(Call::Share { vm: 1, gfns }, Outcome::Done(1), shared), by_another);
+        assert_eq!(after(force(0), Outcome::Done(1), shared), by_another);
+        let too_much = "I5: a call changed what is not of the pages that it says it did";
+        assert_eq!(after(force(0), Outcome::Done(1), |state| state.pages[2].pins = 1), too_much);
+        assert_eq!(step(|state| state.vms[1].entries[0] = GuestEntry::Device), too_much);
+        let guard = Call::GuardMap { vm: 1, gfns: Run { first: 0, count: 2 } };
+        let mapped = |state: &mut Small| state.vms[1].entries[1] = GuestEntry::Device;
+        assert_eq!(after(guard, Outcome::Done(1), mapped), too_much);
+        assert_eq!(after(guard, Outcome::Done(2), mapped), "nothing");
         let poisoned = changed(|state| state.vms[0].entries[0] = GuestEntry::Poisoned);
         let unmarked = changed(|state| state.vms[0].entries[0] = GuestEntry::Empty);
         let found = broken_by_step(&poisoned, other, Outcome::Done(1), &unmarked);

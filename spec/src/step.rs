@@ -31,7 +31,8 @@ pub struct World {
     pub pins: usize,
 }
 
-/// What becomes of a call, and the state after it. A refused call has changed nothing (I5).
+/// What becomes of a call, and the state after it. A refused call has changed nothing (I5): nothing puts the state before
+/// it back, so rules that change something before they refuse show in the explorer.
 ///
 /// Tables are not part of the rules, so whether their pages suffice is not either: `lack` is the pool, if any,
 /// that does not have what the call would take. It decides only when nothing else refuses, and only in calls that
@@ -43,10 +44,8 @@ pub fn step<const P: usize, const V: usize, const G: usize>(
     lack: Option<Pool>,
 ) -> (Outcome, State<P, V, G>) {
     let mut next = *state;
-    match step_in_place(world, &mut next, call, lack) {
-        Ok(outcome) => (outcome, next),
-        Err(refusal) => (refusal, *state),
-    }
+    let (Ok(outcome) | Err(outcome)) = step_in_place(world, &mut next, call, lack);
+    (outcome, next)
 }
 
 /// The same for a state that is too large to be copied.
