@@ -164,6 +164,10 @@ impl Machine for FuzzMachine {
     }
 
     fn wipe(&self, page: Pfn) {
+        // A table that is given away must be out of use by then, and out of all TLBs.
+        if self.sim.is_table(page.base().as_u64()) {
+            self.sim.free_table(page.base().as_u64());
+        }
         self.sim.wipe_page(page.base().as_u64());
     }
 

@@ -10,7 +10,7 @@ use deed_tests::tell_reached;
 use hyp::addr::{Gfn, Pages, Pfn};
 use hyp::testing::{HYP_PAGES, HYP_START, PROTECTED, RAM_PAGES, RAM_START, World};
 use spec::chooser::Dice;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Sequences of a push; `DEED_SEQUENCES` asks for another number.
 const SEQUENCES: u64 = 40;
@@ -29,14 +29,17 @@ struct Play {
     /// Next pages of RAM to give for roots and tables.
     spare: u64,
     story: Vec<String>,
-    /// How often a page was seen lent to several guest pages, and taken by force.
-    seen: [u64; 2],
+    /// Pages of RAM that hold something of a guest's private memory.
+    secrets: BTreeSet<u64>,
+    /// How often a page was seen lent to several guest pages, taken by force, and back from private memory.
+    seen: [u64; 3],
 }
 
 impl Play {
     fn new(seed: u64) -> Self {
         let (world, dice) = (World::new(), Dice::new(seed));
-        Self { world, dice, vms: Vec::new(), spare: 0x1000, story: Vec::new(), seen: [0; 2] }
+        let (vms, secrets, story) = Default::default();
+        Self { world, dice, vms, spare: 0x1000, story, secrets, seen: [0; 3] }
     }
 
     fn take(&mut self, pages: u64) -> u64 {
@@ -212,13 +215,30 @@ impl Play {
             let (_, loans) = self.world.holds(Pfn::new(page).expect("a page of RAM"));
             assert_eq!(loans, lent, "page {page:#x}: loans that the host's table counts, and guest pages");
             self.seen[0] += u64::from(loans > 1);
+            self.check_content(page, guests.get(&page).map(|(how, _)| *how));
+        }
+    }
+
+    /// A page that is a guest's alone gets something that the host must not read, and is zeros when the host has it.
+    fn check_content(&mut self, page: u64, guests: Option<u8>) {
+        let of_ram = page - RAM_START;
+        match guests {
+            Some(0) if self.secrets.insert(page) => self.world.fill(of_ram),
+            Some(0) => {}
+            // Its guest shows it to the host.
+            Some(1) => drop(self.secrets.remove(&page)),
+            _ if self.world.host_reads(of_ram) && self.secrets.remove(&page) => {
+                assert!(self.world.is_wiped(of_ram), "page {page:#x} comes from a guest with what it held");
+                self.seen[2] += 1;
+            }
+            _ => {}
         }
     }
 }
 
 #[test]
 fn random_calls_break_no_invariant() {
-    let (mut calls, mut seen) = (0, [0; 2]);
+    let (mut calls, mut seen) = (0, [0; 3]);
     let sequences =
         std::env::var("DEED_SEQUENCES").ok().and_then(|number| number.parse().ok()).unwrap_or(SEQUENCES);
     for seed in 1..=sequences {
@@ -239,10 +259,10 @@ fn random_calls_break_no_invariant() {
             std::panic::resume_unwind(panic);
         }
         calls += CALLS;
-        seen = [0, 1].map(|at| seen[at] + play.seen[at]);
+        seen = [0, 1, 2].map(|at| seen[at] + play.seen[at]);
     }
     tell_reached(format_args!(
-        "{sequences} sequences, {calls} calls; lent to several, taken by force: {seen:?}"
+        "{sequences} sequences, {calls} calls; lent to several, taken by force, back from private memory: {seen:?}"
     ));
     assert!(
         sequences < SEQUENCES || seen.iter().all(|seen| *seen > 0),

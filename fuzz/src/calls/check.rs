@@ -12,6 +12,8 @@ impl Play {
     pub(super) fn check(&mut self) {
         let violations = self.sim().violations();
         assert!(violations.is_empty(), "page-table discipline:{}", lines(&violations));
+        assert!(self.sim().unordered_writes().is_empty(), "descriptors that walks need not see yet");
+        assert!(!self.sim().is_anything_pending(), "TLBs may still hold what was taken away");
         let touched = self.hyp.machine().take_touched();
         let trespass = touched.iter().find(|page| self.reached.contains_key(page));
         assert_eq!(trespass, None, "EL2 uses a page that a guest reaches");
