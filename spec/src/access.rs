@@ -18,6 +18,7 @@ impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
             }
             // An external abort: what was there will not come back.
             Some(GuestEntry::Poisoned) => return Err(Outcome::Aborted),
+            Some(entry) if is_device(running.protected, *entry) => return Err(Outcome::Device(gfn)),
             _ => return Err(Outcome::Missing(gfn)),
         };
         self.state.pages[usize::from(pfn)].content = content;
@@ -44,6 +45,16 @@ impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
     pub(crate) fn let_go(&mut self, pfn: u64, change: impl FnOnce(&mut Page)) -> Answer {
         change(self.state.pages.get_mut(pfn as usize).ok_or(Outcome::Aborted)?);
         Ok(Outcome::Done(1))
+    }
+}
+
+/// Whether a guest's loads and stores where its table says this are a device's: of a protected VM, which enrols devices,
+/// or of another, for which everything without memory is one. (No VM here is made with `mmio_unguarded`.)
+pub const fn is_device(protected: bool, entry: GuestEntry) -> bool {
+    match entry {
+        GuestEntry::Device => true,
+        GuestEntry::Empty => !protected,
+        GuestEntry::Poisoned | GuestEntry::Page { .. } => false,
     }
 }
 

@@ -166,6 +166,8 @@ pub enum Outcome {
     Asked(u64),
     /// The vCPU exits to the host, since nothing is at this guest page; the call is made again afterwards.
     Missing(u64),
+    /// The access is a device's, at this guest page: the host is shown it, with its data.
+    Device(u64),
     /// The host's call is refused.
     Refused(Error),
     /// So is the guest's.
@@ -179,7 +181,7 @@ pub enum Outcome {
 }
 
 /// Names of the outcomes, in the order of [`Outcome::kind`].
-pub const OUTCOMES: [&str; 22] = [
+pub const OUTCOMES: [&str; 23] = [
     "done",
     "VM made",
     "VM gone",
@@ -202,6 +204,7 @@ pub const OUTCOMES: [&str; 22] = [
     "NoMemory: VM",
     "not served",
     "abort",
+    "Mmio",
 ];
 
 impl Outcome {
@@ -227,6 +230,7 @@ impl Outcome {
             Self::Lacking(pool) => 17 + *pool as usize,
             Self::NotServed => 20,
             Self::Aborted => 21,
+            Self::Device(_) => 22,
         }
     }
 

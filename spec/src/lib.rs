@@ -31,7 +31,7 @@ mod tell;
 #[cfg(any(test, feature = "explore"))]
 pub mod worlds;
 
-pub use access::is_honest;
+pub use access::{is_device, is_honest};
 pub use call::{Call, Outcome};
 pub use state::{Run, State};
 pub use step::{World, step, step_in_place};

@@ -92,6 +92,7 @@ impl Display for Outcome {
             Self::Page(_, is_memory) => write!(f, "{name}{}", if is_memory { "" } else { ", no memory" }),
             Self::Asked(pages) => write!(f, "{name} for {pages} pages"),
             Self::Missing(gfn) => write!(f, "{name}: nothing at guest page {gfn}"),
+            Self::Device(gfn) => write!(f, "{name}: a device's access at guest page {gfn}"),
             Self::Refused(_) | Self::InvalidParameter => write!(f, "refused: {name}"),
             Self::Lacking(_) | Self::NotServed | Self::Aborted => f.write_str(name),
         }

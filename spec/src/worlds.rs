@@ -77,7 +77,7 @@ pub const LISTED: [&[&str]; CALLS.len()] = [
     // MMIO_GUARD_UNMAP
     &["done", "INVALID_PARAMETER", "NoMemory: VM", "not served"],
     // guest's store
-    &["done", "MissingPage", "not served", "abort"],
+    &["done", "MissingPage", "not served", "abort", "Mmio"],
     // host's store
     &["done", "abort"],
     // host maps

@@ -9,13 +9,12 @@ use abi::exit::{Access, Exit};
 use abi::host::{HostCall, HostResult};
 use abi::page::Pool;
 use abi::{Error, HostState, VmFlags, VmHandle, guest, psci, smccc};
-use hyp::addr::Gfn;
-use hyp::ownership::query::GuestPage;
 use hyp::testing::{CPUS, HYP_START, RAM_START, World, plain_setup};
+use hyp::vm::context::Trap;
 use spec::state::VCPUS;
 use spec::{Call, Outcome, Run};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Static table pages of a core that is not poor.
 const POOL: u64 = 0x40;
@@ -312,20 +311,60 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
         }
     }
 
+    /// A guest's store of 8 bytes from x5; what faults goes to EL2.
     fn guest_store(&self, vm: u8, gfn: u64) -> Outcome {
+        const VALUE: u64 = 0x0123_4567_89ab_cdef;
         let Some(of) = self.vm(vm).filter(|vm| vm.live) else { return Outcome::NotServed };
         let ipa = (self.place.gfn + gfn) << 12;
-        match self.core.sim().access_stage2(1, self.core.guest(of.handle), ipa, sim::Access::Write) {
-            Ok(pa) => {
-                self.core.fill((pa >> 12) - RAM_START);
-                Outcome::Done(1)
+        let fault =
+            match self.core.sim().access_stage2(1, self.core.guest(of.handle), ipa, sim::Access::Write) {
+                Ok(pa) => {
+                    self.core.fill((pa >> 12) - RAM_START);
+                    return Outcome::Done(1);
+                }
+                Err(fault) => fault,
+            };
+        let (machine, esr_el1) = (self.core.hyp.machine(), Arc::new(AtomicU64::new(0)));
+        let seen = Arc::clone(&esr_el1);
+        machine.push_step(move |context| {
+            context.set_x(5, VALUE);
+            Trap::Sync { esr: store_fault(fault), far: ipa, hpfar: ipa >> 12 << 4 }
+        });
+        machine.push_step(move |context| {
+            seen.store(context.el1.esr_el1, Ordering::Relaxed);
+            Trap::Irq
+        });
+        let vcpu = ANY_VCPU.into();
+        let result = self.core.call(HostCall::VcpuRun { vm: of.handle, vcpu, values: [0; 4] });
+        machine.drop_steps();
+        let exit = result.outcome.map(|()| Exit::from_words(result.values).expect("an exit"));
+        match exit {
+            Ok(Exit::MissingPage { ipa: at, access: Access::Write }) if at == ipa => Outcome::Missing(gfn),
+            Ok(Exit::Mmio { ipa: at, size: 8, write: true, value: VALUE }) if at == ipa => {
+                Outcome::Device(gfn)
             }
-            Err(_) => {
-                let page = Gfn::new(self.place.gfn + gfn).map(|gfn| self.core.hyp.guest_page(of.handle, gfn));
-                if page == Some(GuestPage::Poisoned) { Outcome::Aborted } else { Outcome::Missing(gfn) }
-            }
+            Ok(Exit::Interrupted) if is_external_abort(esr_el1.load(Ordering::Relaxed)) => Outcome::Aborted,
+            other => panic!("a guest's store that faults comes to {other:x?}"),
         }
     }
+}
+
+/// ESR_EL2 of a store of 8 bytes from x5 that faults at stage 2 (Arm ARM D24.2.40).
+fn store_fault(fault: sim::Fault) -> u64 {
+    const DATA_ABORT: u64 = 0x24 << 26 | 1 << 25;
+    const EIGHT_BYTES_FROM_X5: u64 = 1 << 24 | 0b11 << 22 | 5 << 16 | 1 << 6;
+    let kind = match fault.kind {
+        sim::FaultKind::Translation => 0b0001,
+        sim::FaultKind::AccessFlag => 0b0010,
+        sim::FaultKind::Permission => 0b0011,
+        sim::FaultKind::External => panic!("a guest's walk leaves RAM"),
+    };
+    DATA_ABORT | EIGHT_BYTES_FROM_X5 | kind << 2 | u64::from(fault.level)
+}
+
+/// Whether a guest finds that its access was an external abort, at a level of its translation or not.
+fn is_external_abort(esr_el1: u64) -> bool {
+    esr_el1 >> 26 == 0x25 && esr_el1 & 0x3f == 0b01_0000
 }
 
 /// The outcome of a call about one page that does not say so.

@@ -21,9 +21,9 @@ const TABLES: u64 = 8;
 const WRITTEN: u64 = 0x6465_6564;
 /// How often an access is tried again before it is taken for a loop.
 const TRIES: usize = 16;
-/// ESR_EL2 of an HVC with immediate 0, and of a store that found no translation at level 3.
+/// ESR_EL2 of an HVC with immediate 0, and of a store of 8 bytes from x0 that found no translation at level 3.
 const HVC: u64 = 0x16 << 26 | 1 << 25;
-const STORE: u64 = 0x24 << 26 | 1 << 25 | 1 << 6 | 0b00_0111;
+const STORE: u64 = 0x24 << 26 | 1 << 25 | 1 << 24 | 0b11 << 22 | 1 << 6 | 0b00_0111;
 
 /// The core in a starting state.
 pub(super) struct Stage {
@@ -179,6 +179,7 @@ impl Stage {
         match self.run(vm, vcpu, (0..TRIES).map(again).collect()) {
             Err(error) => not_entered(error),
             Ok(_) if *stored.lock().expect("nobody fails here") => Outcome::Done(1),
+            Ok(Exit::Mmio { .. }) => Outcome::Device(gfn),
             Ok(_) => {
                 // Of poison, which stays, the host is not told: the guest takes an abort for each try.
                 let page = Gfn::new(WINDOW.gfn + gfn).expect("a guest page");

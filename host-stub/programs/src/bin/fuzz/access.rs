@@ -16,9 +16,7 @@ impl Play<'_> {
     /// Gives a guest the page that it misses, mostly, and lets it go on.
     pub(crate) fn serve_missing(&mut self, call: Call, outcome: Outcome) -> Result<(), Failure> {
         let (Outcome::Missing(gfn), Some(vm)) = (outcome, call.vm()) else { return Ok(()) };
-        if self.is_device(vm, gfn) && matches!(call, Call::GuestStore { .. })
-            || self.chooser.dice.below(8) == 0
-        {
+        if self.chooser.dice.below(8) == 0 {
             return Ok(());
         }
         if self.give(vm, gfn, None)? {
@@ -77,14 +75,15 @@ impl Play<'_> {
             let expected = match self.state.vms[usize::from(vm)].entries[gfn as usize] {
                 GuestEntry::Page { pfn, .. } => Outcome::Done(self.content[usize::from(pfn)][slot]),
                 GuestEntry::Poisoned => Outcome::Aborted,
-                GuestEntry::Empty | GuestEntry::Device => Outcome::Missing(gfn),
+                GuestEntry::Empty | GuestEntry::Device if self.is_device(vm, gfn) => Outcome::Device(gfn),
+                _ => Outcome::Missing(gfn),
             };
             if outcome != expected {
                 return Err(failure!(
                     "a load of VM {vm}, vCPU {vcpu} at guest page {gfn} came to {outcome:x?}, and should to {expected:x?}"
                 ));
             }
-            if expected != Outcome::Missing(gfn) || self.is_device(vm, gfn) || !self.give(vm, gfn, None)? {
+            if expected != Outcome::Missing(gfn) || !self.give(vm, gfn, None)? {
                 break;
             }
         }

@@ -14,7 +14,7 @@ use guest_stub::protocol::player::{FETCH, IMAGE_PAGES, LOAD, START, STORE};
 use guest_stub::protocol::{PAGE_SIZE, RAM_BASE};
 use host_programs::deed::Answer;
 use host_programs::{Failure, failure};
-use spec::state::{GuestEntry, VCPUS};
+use spec::state::VCPUS;
 use spec::{Call, Outcome, Run};
 
 use crate::play::Play;
@@ -205,12 +205,12 @@ impl Play<'_> {
         let (doing, outcome) = self.read_exit(act, exit)?;
         self.guest(number)?.doing[place] = doing;
         match device {
-            // The access is over; to the specification there was no memory.
+            // The access is over.
             Some(gfn) if doing == Doing::Asks => match (act, outcome) {
                 (Act::Load { .. }, Outcome::Done(loaded)) if loaded != DEVICE_ANSWER => {
                     Err(failure!("a guest's load from a device gives {loaded:#x}"))
                 }
-                _ => Ok(Outcome::Missing(gfn)),
+                _ => Ok(Outcome::Device(gfn)),
             },
             Some(_) => Err(failure!("a device's access is not over, but: {exit:x?}")),
             None => Ok(outcome),
@@ -369,11 +369,7 @@ impl Play<'_> {
     /// Whether an access of a VM to a page of no memory is a device's.
     pub(crate) fn is_device(&self, number: u8, gfn: u64) -> bool {
         let vm = &self.state.vms[usize::from(number)];
-        match vm.entries[gfn as usize] {
-            GuestEntry::Device => true,
-            GuestEntry::Empty => !vm.protected,
-            _ => false,
-        }
+        spec::is_device(vm.protected, vm.entries[gfn as usize])
     }
 }
 
