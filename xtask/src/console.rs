@@ -18,6 +18,8 @@ pub(crate) struct Console {
     pub(crate) steps: Vec<Check>,
     /// `ROW` lines.
     pub(crate) rows: Vec<Counted>,
+    /// The `FUZZ` line.
+    pub(crate) random: Option<Random>,
     /// `STEP`, `ROW` and `DONE` lines that are not well formed or say that something failed.
     complaints: Vec<String>,
     /// `[deed] ` lines, from behind that: a host that has begun a line hides nothing of EL2's.
@@ -33,6 +35,26 @@ pub(crate) struct Counted {
     /// Of all runs.
     pub(crate) sum: u64,
     pub(crate) runs: u64,
+}
+
+/// A `FUZZ` line: random calls that a program has made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Random {
+    pub(crate) seed: u64,
+    pub(crate) programs: u64,
+    pub(crate) calls: u64,
+    /// Pairs of a call and an outcome that were seen.
+    pub(crate) pairs: u64,
+    /// By the machine's clock, without its boot.
+    nanoseconds: u64,
+}
+
+impl Random {
+    /// How many calls were made in a second of the machine's clock, which is that of the world unless instructions are
+    /// counted.
+    pub(crate) fn calls_per_second(&self) -> u64 {
+        self.calls.saturating_mul(1_000_000_000) / self.nanoseconds.max(1)
+    }
 }
 
 /// How QEMU ended.
@@ -78,6 +100,8 @@ impl Console {
                     Some(row) => console.rows.push(row),
                     None => console.complaints.push(line.to_owned()),
                 }
+            } else if let Some(rest) = line.strip_prefix("FUZZ ") {
+                console.random = console.random.or_else(|| parse_random(rest));
             } else if let Some(rest) = line.strip_prefix("DONE ")
                 && !rest.ends_with(" 0 failed")
             {
@@ -244,6 +268,18 @@ fn parse_row(rest: &str) -> Option<Counted> {
     (parts.next().is_none() && row.runs > 0 && !row.operation.is_empty()).then_some(row)
 }
 
+fn parse_random(rest: &str) -> Option<Random> {
+    let words = words(rest);
+    let number = |name| words.get(name)?.parse().ok();
+    Some(Random {
+        seed: number("seed")?,
+        programs: number("programs")?,
+        calls: number("calls")?,
+        pairs: number("pairs")?,
+        nanoseconds: number("nanoseconds")?,
+    })
+}
+
 fn words(line: &str) -> HashMap<&str, &str> {
     line.split_ascii_whitespace().filter_map(|word| word.split_once('=')).collect()
 }
@@ -286,6 +322,16 @@ mod tests {
     fn a_good_console_passes() {
         assert_eq!(judge(GOOD), [] as [&str; 0]);
         assert_eq!(judge_with(GOOD, "guest = 0\nreason = \"off\"", Ending::Status(0)), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn random_calls_are_counted_in_seconds_of_the_machine() {
+        let line = "FUZZ seed=2 programs=3 calls=400 aborts=5 pairs=6 nanoseconds=200000000\r\n";
+        let random = Console::parse(&format!("{GOOD}{line}")).random.unwrap();
+        assert_eq!((random.seed, random.programs, random.calls, random.pairs), (2, 3, 400, 6));
+        assert_eq!(random.calls_per_second(), 2000);
+        assert_eq!(Random { nanoseconds: 0, ..random }.calls_per_second(), 400_000_000_000);
+        assert_eq!(Console::parse("FUZZ seed=2\n").random, None);
     }
 
     #[test]

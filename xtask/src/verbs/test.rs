@@ -256,7 +256,12 @@ impl Boot {
             .unwrap_or_else(|error| Outcome::could_not_be_made(tree, &options, &error));
         let verdict = if outcome.pass() { "ok" } else { "FAILED" };
         let (checks, took) = (outcome.checks.len(), seconds(outcome.duration));
-        let mut text = format!("test qemu::{label} ... {verdict} ({checks} checks, {took})");
+        let mut text = format!("test qemu::{label} ... {verdict} ({checks} checks, {took}");
+        if let Some(random) = &outcome.console.random {
+            // Told and not judged: other boots share the machine.
+            text += &format!("; {} random calls, {} a second", random.calls, random.calls_per_second());
+        }
+        text += ")";
         for check in outcome.failures() {
             text += &format!("\n    {}", check.complaint());
         }

@@ -5,6 +5,7 @@
 use super::Target;
 use super::build_machine::SECONDS;
 use crate::boot::{self, Options, Outcome};
+use crate::console::Random;
 use crate::images::Builder;
 use crate::report::{Check, Fuzzed, Report};
 use crate::scenario::{Overrides, Scenario};
@@ -79,8 +80,7 @@ fn play(tree: &Tree, args: &super::Args, report: &mut Report) -> Result<bool> {
         ..Options::default()
     };
     let outcome = boot::scenario(tree, &builder, &scenario, &machine, &options)?;
-    let text = std::fs::read_to_string(&outcome.log).unwrap_or_default();
-    let fuzzed = Fuzzed::read("emulator", &text, outcome.duration);
+    let fuzzed = outcome.console.random.map(|random| Fuzzed::of("emulator", &random, outcome.duration));
     let mut checks = outcome.checks.clone();
     if let Some(least) =
         args.emulator.calls.filter(|_| args.seconds.is_none() && args.emulator.program.is_none())
@@ -142,29 +142,20 @@ fn tell(tree: &Tree, args: &super::Args, outcome: &Outcome, checks: &[Check], fu
 }
 
 impl Fuzzed {
-    /// Reads the counts that the program prints at its end.
-    fn read(target: &'static str, console: &str, duration: std::time::Duration) -> Option<Self> {
-        let line = console.lines().find_map(|line| line.strip_prefix("FUZZ "))?;
-        let number = |name: &str| {
-            let words = line.split_whitespace();
-            let word = words.filter_map(|word| word.split_once('=')).find(|(key, _)| *key == name)?;
-            word.1.parse::<u64>().ok()
-        };
-        let (calls, milliseconds) = (number("calls")?, duration.as_millis().max(1) as u64);
-        Some(Self {
-            target,
-            seed: number("seed")?,
-            programs: number("programs")?,
-            calls,
-            pairs: number("pairs")?,
-            calls_per_second: calls.saturating_mul(1000) / milliseconds,
-        })
+    /// What the program has counted, in so much time: with its boot, and of this machine, since that of a machine
+    /// whose instructions are counted is another.
+    fn of(target: &'static str, random: &Random, duration: std::time::Duration) -> Self {
+        let Random { seed, programs, calls, pairs, .. } = *random;
+        let milliseconds = duration.as_millis().max(1) as u64;
+        let calls_per_second = calls.saturating_mul(1000) / milliseconds;
+        Self { target, seed, programs, calls, pairs, calls_per_second }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::console::Console;
     use clap::Parser;
     use std::time::Duration;
 
@@ -189,11 +180,11 @@ mod tests {
     }
 
     #[test]
-    fn counts_are_read_from_the_console() {
-        let console = "[host] x\nFUZZ seed=2 programs=3 calls=400 aborts=5 pairs=6 seconds=0\nDONE\n";
-        let fuzzed = Fuzzed::read("emulator", console, Duration::from_millis(200)).unwrap();
+    fn calls_are_counted_in_seconds_of_this_machine() {
+        let line = "FUZZ seed=2 programs=3 calls=400 aborts=5 pairs=6 nanoseconds=1\n";
+        let random = Console::parse(line).random.unwrap();
+        let fuzzed = Fuzzed::of("emulator", &random, Duration::from_millis(200));
         assert_eq!((fuzzed.seed, fuzzed.programs, fuzzed.calls, fuzzed.pairs), (2, 3, 400, 6));
         assert_eq!(fuzzed.calls_per_second, 2000);
-        assert!(Fuzzed::read("emulator", "FUZZ seed=2\n", Duration::ZERO).is_none());
     }
 }

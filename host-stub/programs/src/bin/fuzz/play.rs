@@ -162,7 +162,11 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
         }
     }
     let observed = match &outcome {
-        Ok(()) => host_programs::steps::format(format_args!("yes, in {} calls", play.tale.calls)),
+        Ok(()) => host_programs::steps::format(format_args!(
+            "yes, in {} calls, {} a second",
+            play.tale.calls,
+            play.tale.calls.saturating_mul(NANOSECONDS) / nanoseconds.max(1)
+        )),
         Err(difference) => host_programs::steps::format(format_args!("{difference}")),
     };
     match &outcome {
