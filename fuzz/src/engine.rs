@@ -49,7 +49,8 @@ pub struct Findings {
     pub executions: u64,
     /// Steps that these took, for a target whose inputs are several steps each.
     pub steps: u64,
-    /// How long that took.
+    /// How long that took: processor time where the system tells it, so that what else a machine does does not
+    /// count.
     pub duration: Duration,
     /// Inputs of the corpus.
     pub corpus: usize,
@@ -110,6 +111,12 @@ pub fn read_corpus(folder: &Path) -> std::io::Result<Vec<Vec<u8>>> {
     paths.iter().map(std::fs::read).collect()
 }
 
+/// Processor time that this thread has had, where the system tells it: Linux does, to a tick or two.
+fn processor_time() -> Option<Duration> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    text.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
+}
+
 /// Runs a target.
 pub fn fuzz(target: &Target, corpus: &[Vec<u8>], seed: u64, until: Until, failures: &Path) -> Findings {
     let watch = Watch::default();
@@ -126,6 +133,7 @@ struct Run<'a> {
     watch: &'a Watch,
     failures: &'a Path,
     began: Instant,
+    processor_began: Option<Duration>,
     executions: u64,
     steps: u64,
     seen: HashSet<u64>,
@@ -136,7 +144,9 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(target: &'a Target, watch: &'a Watch, failures: &'a Path) -> Self {
         let (seen, kept, outcomes) = Default::default();
-        Self { target, watch, failures, began: Instant::now(), executions: 0, steps: 0, seen, kept, outcomes }
+        let (began, processor_began) = (Instant::now(), processor_time());
+        let (executions, steps) = (0, 0);
+        Self { target, watch, failures, began, processor_began, executions, steps, seen, kept, outcomes }
     }
 
     fn go(mut self, corpus: &[Vec<u8>], seed: u64, until: Until) -> Findings {
@@ -175,12 +185,18 @@ impl<'a> Run<'a> {
         Findings {
             executions: self.executions,
             steps: self.steps,
-            duration: self.began.elapsed(),
+            duration: self.duration(),
             corpus: corpus.len(),
             outcomes: self.seen.len(),
             kept: self.kept,
             failure,
         }
+    }
+
+    /// How long this thread has worked.
+    fn duration(&self) -> Duration {
+        let worked = processor_time().zip(self.processor_began).map(|(now, then)| now.saturating_sub(then));
+        worked.filter(|worked| !worked.is_zero()).unwrap_or_else(|| self.began.elapsed())
     }
 
     fn is_over(&self, until: Until) -> bool {
@@ -334,6 +350,20 @@ mod tests {
         assert!(failure.message.ends_with("open"), "{}", failure.message);
         assert_eq!(std::fs::read(&failure.path).unwrap(), b"key");
         std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_run_that_mostly_waits_has_not_worked_for_long() {
+        fn wait(_: &[u8], _: &mut Outcomes) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let target = Target { name: "wait", run: wait, longest: 32, most: 9 };
+        let began = Instant::now();
+        let found = fuzz(&target, &[], 1, Until::Executions(40), &folder("wait"));
+        assert!(!found.duration.is_zero() && found.duration <= began.elapsed());
+        if processor_time().is_some_and(|time| !time.is_zero()) {
+            assert!(found.duration < began.elapsed() / 2, "{:?}", found.duration);
+        }
     }
 
     #[test]

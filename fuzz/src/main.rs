@@ -122,7 +122,8 @@ fn report(target: &Target, seed: u64, found: &Findings) {
         steps => format!(" ({} steps a second)", found.per_second(steps)),
     };
     println!(
-        "FUZZ {}: {} executions in {:.1} s, {} a second{steps}, corpus {}, {} outcomes, seed {seed}: {}",
+        "FUZZ {}: {} executions in {:.1} s of a processor, {} a second{steps}, corpus {}, {} outcomes, \
+         seed {seed}: {}",
         target.name,
         found.executions,
         found.duration.as_secs_f64(),

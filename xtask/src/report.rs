@@ -42,11 +42,30 @@ pub(crate) struct Fault {
 pub(crate) struct Fuzzed {
     pub(crate) target: &'static str,
     pub(crate) seed: u64,
-    pub(crate) programs: u64,
-    pub(crate) calls: u64,
-    /// Pairs of a call and an outcome that were seen.
-    pub(crate) pairs: u64,
-    pub(crate) calls_per_second: u64,
+    #[serde(flatten)]
+    pub(crate) played: Played,
+}
+
+/// How much that was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Played {
+    /// In QEMU.
+    Programs {
+        programs: u64,
+        calls: u64,
+        /// Pairs of a call and an outcome that were seen.
+        pairs: u64,
+        calls_per_second: u64,
+    },
+    /// On the build machine.
+    Inputs {
+        executions: u64,
+        executions_per_second: u64,
+        /// Where an input is several steps.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        steps_per_second: Option<u64>,
+    },
 }
 
 /// An operation, counted in guest instructions, beside what it may cost.
@@ -250,6 +269,24 @@ mod tests {
             serde_json::to_value(Rows::Covered(vec![Covered::new("lines", 1, 8).of_file("a.rs")])).unwrap();
         let expected =
             serde_json::json!([{"what": "lines", "file": "a.rs", "covered": 1, "total": 8, "percent": 12.5}]);
+        assert_eq!(json, expected);
+    }
+
+    #[test]
+    fn each_target_has_the_counts_of_its_kind() {
+        let inputs = |steps_per_second| Fuzzed {
+            target: "calls",
+            seed: 1,
+            played: Played::Inputs { executions: 90, executions_per_second: 30, steps_per_second },
+        };
+        let programs = Played::Programs { programs: 2, calls: 200, pairs: 9, calls_per_second: 50 };
+        let emulator = Fuzzed { target: "emulator", seed: 7, played: programs };
+        let json = serde_json::to_value([inputs(Some(600)), inputs(None), emulator]).unwrap();
+        let expected = serde_json::json!([
+            {"target": "calls", "seed": 1, "executions": 90, "executions_per_second": 30, "steps_per_second": 600},
+            {"target": "calls", "seed": 1, "executions": 90, "executions_per_second": 30},
+            {"target": "emulator", "seed": 7, "programs": 2, "calls": 200, "pairs": 9, "calls_per_second": 50},
+        ]);
         assert_eq!(json, expected);
     }
 

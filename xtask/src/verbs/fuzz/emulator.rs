@@ -7,7 +7,7 @@ use super::build_machine::SECONDS;
 use crate::boot::{self, Options, Outcome};
 use crate::console::Random;
 use crate::images::Builder;
-use crate::report::{Check, Fuzzed, Report};
+use crate::report::{Check, Fuzzed, Played, Report};
 use crate::scenario::{Overrides, Scenario};
 use crate::toolchain::{Need, Toolchain};
 use crate::tree::Tree;
@@ -85,13 +85,13 @@ fn play(tree: &Tree, args: &super::Args, report: &mut Report) -> Result<bool> {
     if let Some(least) =
         args.emulator.calls.filter(|_| args.seconds.is_none() && args.emulator.program.is_none())
     {
-        let calls = fuzzed.as_ref().map_or(0, |fuzzed| fuzzed.calls);
+        let calls = outcome.console.random.map_or(0, |random| random.calls);
         checks.push(Check::new("calls", format!("{least} or more"), calls.to_string(), calls >= least));
     }
     let pass = checks.iter().all(|check| check.pass);
     tell(tree, args, &outcome, &checks, fuzzed.as_ref());
     report.steps.get_or_insert_default().extend(checks);
-    report.fuzzed = fuzzed.map(|fuzzed| vec![fuzzed]);
+    report.fuzzed.get_or_insert_default().extend(fuzzed);
     Ok(pass)
 }
 
@@ -124,15 +124,12 @@ fn tell(tree: &Tree, args: &super::Args, outcome: &Outcome, checks: &[Check], fu
         println!("FAIL {}", check.complaint());
     }
     let verdict = if checks.iter().all(|check| check.pass) { "PASSED" } else { "FAILED" };
-    let played = fuzzed.map_or_else(
-        || "no count of calls was seen".to_owned(),
-        |fuzzed| {
-            format!(
-                "{} calls in {} programs, {} a second; {} pairs of a call and an outcome",
-                fuzzed.calls, fuzzed.programs, fuzzed.calls_per_second, fuzzed.pairs
-            )
-        },
-    );
+    let played = match fuzzed.map(|fuzzed| &fuzzed.played) {
+        Some(Played::Programs { programs, calls, pairs, calls_per_second }) => format!(
+            "{calls} calls in {programs} programs, {calls_per_second} a second; {pairs} pairs of a call and an              outcome"
+        ),
+        _ => "no count of calls was seen".to_owned(),
+    };
     println!(
         "{verdict}: seed {}: {played}; {} (console: {})",
         args.seed,
@@ -148,7 +145,7 @@ impl Fuzzed {
         let Random { seed, programs, calls, pairs, .. } = *random;
         let milliseconds = duration.as_millis().max(1) as u64;
         let calls_per_second = calls.saturating_mul(1000) / milliseconds;
-        Self { target, seed, programs, calls, pairs, calls_per_second }
+        Self { target, seed, played: Played::Programs { programs, calls, pairs, calls_per_second } }
     }
 }
 
@@ -184,7 +181,7 @@ mod tests {
         let line = "FUZZ seed=2 programs=3 calls=400 aborts=5 pairs=6 nanoseconds=1\n";
         let random = Console::parse(line).random.unwrap();
         let fuzzed = Fuzzed::of("emulator", &random, Duration::from_millis(200));
-        assert_eq!((fuzzed.seed, fuzzed.programs, fuzzed.calls, fuzzed.pairs), (2, 3, 400, 6));
-        assert_eq!(fuzzed.calls_per_second, 2000);
+        let played = Played::Programs { programs: 3, calls: 400, pairs: 6, calls_per_second: 2000 };
+        assert_eq!(fuzzed, Fuzzed { target: "emulator", seed: 2, played });
     }
 }

@@ -6,7 +6,7 @@
 //! `target/fuzz-corpus`, from which a later run goes on.
 
 use super::Target;
-use crate::report::{Check, Report};
+use crate::report::{Check, Fuzzed, Played, Report};
 use crate::toolchain::Toolchain;
 use crate::tree::Tree;
 use crate::ui::{Task, command_line};
@@ -35,9 +35,13 @@ pub(super) fn run(tree: &Tree, args: &super::Args, report: &mut Report) -> Resul
     report.env.rustc = Toolchain::version_of_build_machine();
     let program = build(tree, args.verbose)?;
     let wanted = Target::ON_THE_BUILD_MACHINE.iter().filter(|(target, _)| args.wants(*target));
-    let checks = wanted.map(|(_, name)| fuzz(tree, args, &program, name)).collect::<Result<Vec<_>>>()?;
-    let pass = checks.iter().all(|check| check.pass);
-    report.steps.get_or_insert_default().extend(checks);
+    let mut pass = true;
+    for (_, name) in wanted {
+        let (check, fuzzed) = fuzz(tree, args, &program, name)?;
+        pass &= check.pass;
+        report.steps.get_or_insert_default().push(check);
+        report.fuzzed.get_or_insert_default().extend(fuzzed);
+    }
     println!("{}", if pass { "PASSED" } else { "FAILED" });
     Ok(pass)
 }
@@ -61,7 +65,12 @@ fn build(tree: &Tree, verbose: bool) -> Result<PathBuf> {
 }
 
 /// Runs one target.
-fn fuzz(tree: &Tree, args: &super::Args, program: &Path, name: &str) -> Result<Check> {
+fn fuzz(
+    tree: &Tree,
+    args: &super::Args,
+    program: &Path,
+    name: &'static str,
+) -> Result<(Check, Option<Fuzzed>)> {
     let kept = tree.target.join("fuzz-corpus").join(name);
     let failures = tree.target.join("fuzz-failures");
     fs::create_dir_all(&kept)?;
@@ -94,7 +103,8 @@ fn fuzz(tree: &Tree, args: &super::Args, program: &Path, name: &str) -> Result<C
         told.tail.iter().for_each(|line| eprintln!("{line}"));
     }
     println!("{name}: {observed}");
-    Ok(Check::new(name, "nothing failed", observed, !failed))
+    let fuzzed = told.played().map(|played| Fuzzed { target: name, seed: args.seed, played });
+    Ok((Check::new(name, "nothing failed", observed, !failed), fuzzed))
 }
 
 /// What libFuzzer has said.
@@ -120,6 +130,12 @@ impl Told {
             self.tail.pop_front();
         }
         self.tail.push_back(line);
+    }
+
+    /// How much was played. That is not judged: counters cost time, and inputs become longer.
+    fn played(&self) -> Option<Played> {
+        let (executions, executions_per_second) = self.executions.zip(self.per_second)?;
+        Some(Played::Inputs { executions, executions_per_second, steps_per_second: None })
     }
 
     /// One line of what was seen.
@@ -153,6 +169,8 @@ mod tests {
         ] {
             told.listen(line.to_owned());
         }
+        let played = Played::Inputs { executions: 40229, executions_per_second: 659, steps_per_second: None };
+        assert_eq!(told.played(), Some(played));
         let seen = "40229 executions, 659 a second, 5126 branches reached: ";
         assert_eq!(told.result(false).unwrap(), format!("{seen}nothing failed"));
         told.listen("artifact_prefix='x/'; Test unit written to x/calls-crash-12".to_owned());
