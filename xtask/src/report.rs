@@ -1,5 +1,6 @@
 //! What a run showed: for people on the terminal, for machines as JSON.
 
+use crate::scenario::Machine;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::path::Path;
@@ -170,6 +171,15 @@ pub(crate) struct Environment {
     pub(crate) memory: Option<String>,
 }
 
+impl Environment {
+    /// Says which machine boots.
+    pub(crate) fn note_machine(&mut self, machine: &Machine) {
+        self.cpu = Some(machine.cpu.clone());
+        self.smp = Some(machine.smp);
+        self.memory = Some(machine.memory.clone());
+    }
+}
+
 /// The file that `--json` writes.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
@@ -209,6 +219,11 @@ impl Report {
         }
     }
 
+    /// Results, which are written from now on whatever follows.
+    pub(crate) fn add(&mut self, checks: impl IntoIterator<Item = Check>) {
+        self.steps.get_or_insert_default().extend(checks);
+    }
+
     /// Runs `work` and writes the report to `path`, if there is one, whether the work succeeded, failed or
     /// could not be done. Returns whether all passed.
     pub(crate) fn around(
@@ -220,7 +235,7 @@ impl Report {
         self.pass = matches!(done, Ok(true));
         if let Err(error) = &done {
             let check = Check::new(self.verb, "the run can be made", format!("{error:#}"), false);
-            self.steps.get_or_insert_default().push(check);
+            self.add([check]);
         }
         if let Some(path) = path {
             let text = serde_json::to_string_pretty(&self)? + "\n";
@@ -270,6 +285,19 @@ mod tests {
         let expected =
             serde_json::json!([{"what": "lines", "file": "a.rs", "covered": 1, "total": 8, "percent": 12.5}]);
         assert_eq!(json, expected);
+    }
+
+    #[test]
+    fn what_was_seen_before_a_run_broke_off_is_written_too() {
+        let json = written(|report| {
+            report.env.note_machine(&Machine { memory: "1G".into(), cpu: "max".into(), smp: 2 });
+            report.add([Check::new("a", "1", "1", true)]);
+            report.add([Check::new("b", "1", "2", false)]);
+            anyhow::bail!("no emulator")
+        });
+        assert_eq!(json["env"], serde_json::json!({"rustc": "", "cpu": "max", "smp": 2, "memory": "1G"}));
+        let names: Vec<_> = json["steps"].as_array().unwrap().iter().map(|step| &step["name"]).collect();
+        assert_eq!(names, ["a", "b", "qemu"]);
     }
 
     #[test]

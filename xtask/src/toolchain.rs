@@ -170,10 +170,10 @@ impl Toolchain {
         output_of(Command::new("rustc").arg("-V")).unwrap_or_default()
     }
 
-    /// Versions for the report.
-    pub(crate) fn environment(&self) -> Environment {
-        let qemu = Emulator::default().version();
-        Environment { rustc: self.version.clone(), qemu, ..Environment::default() }
+    /// Puts versions into a report: its own, and that of the installed QEMU.
+    pub(crate) fn note_versions(&self, environment: &mut Environment) {
+        environment.rustc.clone_from(&self.version);
+        environment.qemu = Emulator::default().version();
     }
 
     /// One line for people.

@@ -1,12 +1,12 @@
 //! `cargo xtask bench`: counts the instructions of every operation and holds them against pKVM's.
 
-use crate::boot::{self, Options, Outcome};
+use crate::boot::{self, Options};
 use crate::budget::{self, Allowance};
-use crate::console::Counted;
+use crate::console::{Console, Counted};
 use crate::elf;
 use crate::images::Builder;
-use crate::report::{Check, Report, Row, Rows};
-use crate::scenario::{Overrides, Scenario};
+use crate::report::{Check, Environment, Report, Row, Rows};
+use crate::scenario::{Machine, Overrides, Scenario};
 use crate::toolchain::{Need, Toolchain};
 use crate::tree::Tree;
 use anyhow::{Context, Result, ensure};
@@ -38,65 +38,95 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
     Report::new("bench").around(args.json.as_deref(), |report| {
-        let toolchain = Toolchain::ensure(&[Need::Build, Need::Qemu])?;
-        report.env = toolchain.environment();
-        let builder = Builder::new(tree, &toolchain, true, args.verbose);
-        let mut checks = Vec::new();
+        report.env.rustc = Toolchain::version_of_build_machine();
         let mut counted = Vec::new();
-        let mut image = None;
-        for name in Scenario::names_in(tree, FOLDER)? {
-            let scenario = Scenario::load_from(tree, FOLDER, &name)?;
-            ensure!(scenario.counted, "{FOLDER}/{name}.toml counts nothing");
-            let machine = scenario.machine(&Overrides::default());
-            let options = Options {
-                live: args.verbose,
-                verbose: args.verbose,
-                label: format!("bench-{name}"),
-                ..Options::default()
-            };
-            let outcome = boot::scenario(tree, &builder, &scenario, &machine, &options)?;
-            counted.extend(rows_of(&outcome, &machine.memory)?);
-            image = Some(outcome.hyp_elf);
-            checks.extend(
-                outcome
-                    .checks
-                    .into_iter()
-                    .map(|check| Check { name: format!("{name}: {}", check.name), ..check }),
-            );
-        }
-        counted.push(code(&image.context("there is nothing in qemu/bench")?)?);
-        checks.extend(judge(&counted));
-        let mut rows: Vec<Row> = counted.iter().filter_map(row).collect();
-        rows.sort_by_key(|row| allowances().position(|allowance| allowance.operation == row.operation));
-        let shown = |name: &str| args.filter.as_deref().is_none_or(|filter| name.contains(filter));
-        let rows: Vec<Row> = rows.into_iter().filter(|row| shown(&row.operation)).collect();
+        let done = boots(tree, args, report, &mut counted);
+        // What was counted before something went wrong is told all the same.
+        let rows = rows(&counted, args.filter.as_deref());
+        report.rows = Some(Rows::Counted(rows.clone()));
+        done?;
+        report.add(judge(&counted));
         ensure!(!rows.is_empty() || args.filter.is_none(), "no operation has that in its name");
         print(&rows);
-        checks.iter().filter(|check| !check.pass).for_each(|check| println!("FAIL {}", check.complaint()));
-        let pass = checks.iter().all(|check| check.pass);
+        let failed = || report.steps.iter().flatten().filter(|check| !check.pass);
+        failed().for_each(|check| println!("FAIL {}", check.complaint()));
+        let pass = failed().next().is_none();
         let over = rows.iter().filter(|row| row.budget.is_some_and(|budget| row.min > budget)).count();
         let verdict = if pass { "PASSED" } else { "FAILED" };
         let above = rows.iter().filter(|row| row.peer.is_some_and(|peer| row.min > peer)).count();
         println!("{verdict}: {} rows, {over} above their budget, {above} above pKVM", rows.len());
-        report.steps = Some(checks);
-        report.rows = Some(Rows::Counted(rows));
         Ok(pass)
     })
 }
 
-/// The rows of a boot. What the boot itself cost is named after the machine.
-fn rows_of(outcome: &Outcome, memory: &str) -> Result<Vec<Counted>> {
-    let gib = memory.strip_suffix('G').context("the machines here have whole GiB")?;
-    let mut rows = outcome.console.rows.clone();
+/// Boots everything in the folder, and counts.
+fn boots(tree: &Tree, args: &Args, report: &mut Report, counted: &mut Vec<Counted>) -> Result<()> {
+    let load = |name: &String| Scenario::load_from(tree, FOLDER, name);
+    let scenarios = Scenario::names_in(tree, FOLDER)?.iter().map(load).collect::<Result<Vec<_>>>()?;
+    let machines: Vec<Machine> =
+        scenarios.iter().map(|scenario| scenario.machine(&Overrides::default())).collect();
+    note_machines(&mut report.env, &machines);
+    let toolchain = Toolchain::ensure(&[Need::Build, Need::Qemu])?;
+    toolchain.note_versions(&mut report.env);
+    let builder = Builder::new(tree, &toolchain, true, args.verbose);
+    let mut image = None;
+    for (scenario, machine) in scenarios.iter().zip(&machines) {
+        let name = &scenario.name;
+        ensure!(scenario.counted, "{FOLDER}/{name}.toml counts nothing");
+        let options = Options {
+            live: args.verbose,
+            verbose: args.verbose,
+            label: format!("bench-{name}"),
+            ..Options::default()
+        };
+        let outcome = boot::scenario(tree, &builder, scenario, machine, &options)?;
+        counted.extend(rows_of(&outcome.console, &machine.memory));
+        let named = |check: Check| Check { name: format!("{name}: {}", check.name), ..check };
+        report.add(outcome.checks.into_iter().map(named));
+        image = Some(outcome.hyp_elf);
+    }
+    counted.push(code(&image.context("there is nothing in qemu/bench")?)?);
+    Ok(())
+}
+
+/// Says where it is counted: CPU models of all boots, and the number of CPUs if each has the same.
+fn note_machines(environment: &mut Environment, machines: &[Machine]) {
+    let mut models: Vec<&str> = machines.iter().map(|machine| machine.cpu.as_str()).collect();
+    models.sort_unstable();
+    models.dedup();
+    environment.cpu = Some(models.join(", "));
+    let mut numbers = machines.iter().map(|machine| machine.smp);
+    environment.smp = numbers.next().filter(|first| numbers.all(|number| number == *first));
+}
+
+/// The rows of a boot. What the boot itself cost is named after the machine, and what EL2 keeps stands beside it, if the
+/// hypervisor came as far as to say so: a row that is missing fails.
+fn rows_of(console: &Console, memory: &str) -> Vec<Counted> {
+    let gib = memory.trim_end_matches('G');
+    let mut rows = console.rows.clone();
     if let Some(row) = rows.iter_mut().find(|row| row.operation == BOOT) {
         row.operation = format!("{BOOT}, {gib} GiB");
-        let image = outcome.console.facts("image ").context("the hypervisor did not say where it is")?;
-        let fact =
-            |key| image.get(key).and_then(|text| u64::from_str_radix(text.strip_prefix("0x")?, 16).ok());
-        let kept = fact("end").zip(fact("base")).context("the hypervisor's place cannot be read")?;
-        rows.push(once(format!("memory kept for the hypervisor, {gib} GiB, bytes"), kept.0 - kept.1));
+        let kept = kept(console);
+        rows.extend(
+            kept.map(|bytes| once(format!("memory kept for the hypervisor, {gib} GiB, bytes"), bytes)),
+        );
     }
-    Ok(rows)
+    rows
+}
+
+/// Bytes of RAM that the hypervisor says are its own.
+fn kept(console: &Console) -> Option<u64> {
+    let image = console.facts("image ")?;
+    let fact = |key| u64::from_str_radix(image.get(key)?.strip_prefix("0x")?, 16).ok();
+    fact("end")?.checked_sub(fact("base")?)
+}
+
+/// The rows of the report, in the order of the allowances: those with this in their name.
+fn rows(counted: &[Counted], filter: Option<&str>) -> Vec<Row> {
+    let mut rows: Vec<Row> = counted.iter().filter_map(row).collect();
+    rows.retain(|row| filter.is_none_or(|filter| row.operation.contains(filter)));
+    rows.sort_by_key(|row| allowances().position(|allowance| allowance.operation == row.operation));
+    rows
 }
 
 /// What is read off the hypervisor's ELF file.
@@ -219,5 +249,38 @@ mod tests {
         first.operation = "levitate".into();
         rows.push(first);
         assert_eq!(complaints(&rows), ["levitate: expected a known operation, observed unknown"]);
+    }
+
+    #[test]
+    fn what_a_boot_costs_is_named_after_its_machine() {
+        const ROWS: &str = "ROW EL2 initialisation | 9 | 9 | 1\nROW x | 1 | 3 | 3\n";
+        let operations = |text: &str| {
+            let rows = rows_of(&Console::parse(text), "16G");
+            rows.iter().map(|row| format!("{} {}", row.operation, row.min)).collect::<Vec<_>>()
+        };
+        let all = operations(&format!("[deed] image base=0x40200000 end=0x40300000\n{ROWS}"));
+        let kept = "memory kept for the hypervisor, 16 GiB, bytes 1048576";
+        assert_eq!(all, ["EL2 initialisation, 16 GiB 9", "x 1", kept]);
+    }
+
+    #[test]
+    fn a_boot_that_broke_off_keeps_the_rows_that_it_printed() {
+        let console = Console::parse("ROW x | 1 | 3 | 3\n[deed] PANIC here\n");
+        assert_eq!(rows_of(&console, "1G").len(), 1);
+        let without_image = Console::parse("ROW EL2 initialisation | 9 | 9 | 1\n");
+        assert_eq!(rows_of(&without_image, "1G").len(), 1);
+    }
+
+    #[test]
+    fn the_report_names_all_cpu_models_and_a_number_that_all_share() {
+        let machine = |cpu: &str, smp| Machine { memory: "1G".into(), cpu: cpu.into(), smp };
+        let noted = |machines: &[Machine]| {
+            let mut environment = Environment::default();
+            note_machines(&mut environment, machines);
+            (environment.cpu.unwrap(), environment.smp)
+        };
+        let machines = [machine("max", 1), machine("cortex-a76", 1), machine("max", 1)];
+        assert_eq!(noted(&machines), ("cortex-a76, max".to_owned(), Some(1)));
+        assert_eq!(noted(&[machine("max", 1), machine("max", 2)]), ("max".to_owned(), None));
     }
 }

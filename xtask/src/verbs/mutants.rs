@@ -61,14 +61,11 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
         patches.sort_by_key(|patch| patch.layer);
 
         let boots = patches.iter().any(|patch| patch.layer.boots());
+        report.env.rustc = Toolchain::version_of_build_machine();
         let toolchain = boots.then(|| Toolchain::ensure(&Need::BOOTS)).transpose()?;
-        report.env = match &toolchain {
-            Some(toolchain) => toolchain.environment(),
-            None => crate::report::Environment {
-                rustc: Toolchain::version_of_build_machine(),
-                ..Default::default()
-            },
-        };
+        if let Some(toolchain) = &toolchain {
+            toolchain.note_versions(&mut report.env);
+        }
         leave_out_missing_hosts(tree, &mut patches)?;
 
         let began = Instant::now();

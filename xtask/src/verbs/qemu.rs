@@ -85,6 +85,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
     Report::new("qemu").around(args.json.as_deref(), |report| {
+        report.env.rustc = Toolchain::version_of_build_machine();
         let linux = LINUX.iter().find(|(name, ..)| args.host.as_deref() == Some(Path::new(name)));
         let is_shell = linux.is_some() && args.json.is_none() && is_attended();
         let scenario = match (&args.host, linux) {
@@ -98,17 +99,15 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
         };
         let by_hand = Overrides { memory: args.memory.clone(), cpu: args.cpu.clone(), smp: args.smp };
         let machine = scenario.machine(&by_hand);
+        report.env.note_machine(&machine);
         let needs: &[Need] = match scenario.tree.as_slice() {
             [] => &[Need::Build, Need::Qemu],
             _ => &Need::BOOTS,
         };
         let toolchain = Toolchain::ensure(needs)?;
+        toolchain.note_versions(&mut report.env);
         let emulator = Emulator::get(tree, args.qemu)?;
-        report.env = toolchain.environment();
         report.env.qemu = emulator.version();
-        report.env.cpu = Some(machine.cpu.clone());
-        report.env.smp = Some(machine.smp);
-        report.env.memory = Some(machine.memory.clone());
 
         let mut builder = Builder::new(tree, &toolchain, args.release, args.verbose);
         if let Some(guest) = &args.guest {
@@ -145,7 +144,7 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
             seconds(outcome.duration),
             tree.show(&outcome.log),
         );
-        report.steps = Some(outcome.checks);
+        report.add(outcome.checks);
         Ok(pass)
     })
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask setup`: installs what the other commands need. They call the same code for what they lack.
 
+use crate::emulator::Emulator;
 use crate::toolchain::{self, Need, Toolchain};
 use crate::tree::Tree;
 use anyhow::Result;
@@ -23,7 +24,7 @@ pub(crate) fn run(_tree: &Tree, args: &Args) -> Result<bool> {
     }
     let toolchain = Toolchain::ensure(&Need::ALL)?;
     println!("compiler: {}", toolchain.describe());
-    println!("emulator: {}", toolchain.environment().qemu.unwrap_or_default());
+    println!("emulator: {}", Emulator::default().version().unwrap_or_default());
     println!("everything is there: try `cargo xtask qemu`");
     Ok(true)
 }

@@ -73,34 +73,31 @@ struct Count {
 /// Runs the command.
 pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
     Report::new("test").around(args.json.as_deref(), |report| {
-        let mut steps = Vec::new();
+        report.env.rustc = Toolchain::version_of_build_machine();
         let mut counts = Vec::new();
         let boots_only = args.emulator || args.matrix;
         if !boots_only && !args.threads {
             let mut command = Command::new("cargo");
             command.args(["test", "--workspace", "--no-fail-fast"]);
-            counts.push(("unit", cargo_test(tree, args, "unit", command, &mut steps)?));
+            counts.push(("unit", cargo_test(tree, args, "unit", command, report)?));
         }
         if !boots_only && !args.unit {
             let mut command = Command::new("cargo");
             under_shuttle(command.arg("test"));
-            counts.push(("threads", cargo_test(tree, args, "threads", command, &mut steps)?));
+            counts.push(("threads", cargo_test(tree, args, "threads", command, report)?));
         }
         if !args.unit && !args.threads {
             let toolchain = Toolchain::ensure(&Need::BOOTS)?;
+            toolchain.note_versions(&mut report.env);
             let emulator = Emulator::get(tree, args.qemu)?;
-            report.env = toolchain.environment();
             report.env.qemu = emulator.version();
-            counts.push(("emulator", boots(tree, args, &toolchain, &emulator, &mut steps)?));
-        } else {
-            report.env.rustc = Toolchain::version_of_build_machine();
+            counts.push(("emulator", boots(tree, args, &toolchain, &emulator, report)?));
         }
         let failed: u64 = counts.iter().map(|(_, count)| count.failed).sum();
         let total: u64 = counts.iter().map(|(_, count)| count.passed).sum::<u64>() + failed;
-        for step in steps.iter().filter(|step| !step.pass) {
+        for step in report.steps.iter().flatten().filter(|step| !step.pass) {
             println!("FAILED {}", step.complaint());
         }
-        report.steps = Some(steps);
         ensure!(total > 0, "no test has that in its name");
         let text = |(layer, count): &(&str, Count)| {
             format!("{layer} {} passed, {} failed", count.passed, count.failed)
@@ -117,7 +114,7 @@ fn cargo_test(
     args: &Args,
     layer: &str,
     mut command: Command,
-    steps: &mut Vec<Check>,
+    report: &mut Report,
 ) -> Result<Count> {
     command.current_dir(&tree.root).arg("--");
     command.args(&args.filter);
@@ -141,14 +138,14 @@ fn cargo_test(
     let summary = Summary::parse(&text);
     let mut count = Count { passed: summary.passed, failed: summary.failed };
     let failed = summary.failed_tests.iter();
-    steps.extend(failed.map(|name| Check::new(name, "the test passes", "it failed", false)));
+    report.add(failed.map(|name| Check::new(name, "the test passes", "it failed", false)));
     if !status.success() && count.failed == 0 {
         // A test program crashed, or something does not compile: cargo has said which.
         count.failed = 1;
-        steps.push(Check::new("cargo-test", "status 0", format!("{status}"), false));
+        report.add([Check::new("cargo-test", "status 0", format!("{status}"), false)]);
     }
     let observed = format!("{} passed, {} failed", count.passed, count.failed);
-    steps.push(Check::new(layer, "0 failed", observed, count.failed == 0));
+    report.add([Check::new(layer, "0 failed", observed, count.failed == 0)]);
     Ok(count)
 }
 
@@ -171,7 +168,7 @@ fn boots(
     args: &Args,
     toolchain: &Toolchain,
     emulator: &Emulator,
-    steps: &mut Vec<Check>,
+    report: &mut Report,
 ) -> Result<Count> {
     let mut boots = Vec::new();
     for name in Scenario::names(tree)? {
@@ -200,7 +197,7 @@ fn boots(
             failed.push(label.clone());
         }
         let named = |check: Check| Check { name: format!("{label}/{}", check.name), ..check };
-        steps.extend(outcome.checks.into_iter().map(named));
+        report.add(outcome.checks.into_iter().map(named));
     }
     if !failed.is_empty() {
         println!("\nfailures:");

@@ -39,8 +39,13 @@ struct Text {
 }
 
 /// Boots every scenario; returns whether they passed, and what they ran: the total, which has a target, and each function.
-pub(super) fn measure(tree: &Tree, args: &Args) -> Result<(Environment, Vec<Check>, Vec<Covered>)> {
+pub(super) fn measure(
+    tree: &Tree,
+    args: &Args,
+    environment: &mut Environment,
+) -> Result<(Vec<Check>, Vec<Covered>)> {
     let toolchain = Toolchain::ensure(&Need::BOOTS)?;
+    toolchain.note_versions(environment);
     let builder = Builder::new(tree, &toolchain, false, args.verbose);
     let text = Text::of(&fs::read(builder.images(&[])?.hyp_elf)?)?;
     let log = tree.results().join("blocks.log");
@@ -70,7 +75,7 @@ pub(super) fn measure(tree: &Tree, args: &Args) -> Result<(Environment, Vec<Chec
         checks.extend(outcome.checks.into_iter().map(named));
     }
     fs::remove_file(&log)?;
-    Ok((toolchain.environment(), checks, text.rows(&run)?))
+    Ok((checks, text.rows(&run)?))
 }
 
 impl Text {

@@ -49,10 +49,12 @@ pub(crate) fn run(tree: &Tree, args: &Args) -> Result<bool> {
             let (more, lines) = sources::measure(tree, args.verbose)?;
             checks.extend(more);
             rows.extend(lines);
+            // They stay if the boots cannot be made.
+            report.steps = Some(checks.clone());
+            report.rows = Some(Rows::Covered(rows.clone()));
         }
         if !args.unit {
-            let (env, more, instructions) = image::measure(tree, args)?;
-            report.env = env;
+            let (more, instructions) = image::measure(tree, args, &mut report.env)?;
             image::tell(&instructions, args.verbose);
             checks.extend(more);
             rows.extend(instructions);

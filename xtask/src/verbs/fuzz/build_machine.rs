@@ -98,7 +98,7 @@ pub(super) fn run(tree: &Tree, args: &super::Args, report: &mut Report) -> Resul
     }
     let missing = names.iter().find(|name| !checks.iter().any(|check| check.name == **name));
     let pass = succeeded && checks.iter().all(|check| check.pass);
-    report.steps.get_or_insert_default().extend(checks);
+    report.add(checks);
     ensure!(missing.is_none(), "{} has no result: it crashed or hung", missing.unwrap_or(&""));
     println!("{}: {} targets", if pass { "PASSED" } else { "FAILED" }, names.len());
     Ok(pass)

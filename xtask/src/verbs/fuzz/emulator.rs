@@ -64,11 +64,10 @@ fn play(tree: &Tree, args: &super::Args, report: &mut Report) -> Result<bool> {
     let smp = Some(emulator.cpus.unwrap_or(1));
     let by_hand = Overrides { memory: emulator.memory.clone(), cpu: emulator.cpu.clone(), smp };
     let machine = scenario.machine(&by_hand);
+    report.env.rustc = Toolchain::version_of_build_machine();
+    report.env.note_machine(&machine);
     let toolchain = Toolchain::ensure(&[Need::Build, Need::Qemu])?;
-    report.env = toolchain.environment();
-    report.env.cpu = Some(machine.cpu.clone());
-    report.env.smp = Some(machine.smp);
-    report.env.memory = Some(machine.memory.clone());
+    toolchain.note_versions(&mut report.env);
 
     let builder = Builder::new(tree, &toolchain, false, args.verbose);
     let options = Options {
@@ -90,7 +89,7 @@ fn play(tree: &Tree, args: &super::Args, report: &mut Report) -> Result<bool> {
     }
     let pass = checks.iter().all(|check| check.pass);
     tell(tree, args, &outcome, &checks, fuzzed.as_ref());
-    report.steps.get_or_insert_default().extend(checks);
+    report.add(checks);
     report.fuzzed.get_or_insert_default().extend(fuzzed);
     Ok(pass)
 }

@@ -39,7 +39,7 @@ pub(super) fn run(tree: &Tree, args: &super::Args, report: &mut Report) -> Resul
     for (_, name) in wanted {
         let (check, fuzzed) = fuzz(tree, args, &program, name)?;
         pass &= check.pass;
-        report.steps.get_or_insert_default().push(check);
+        report.add([check]);
         report.fuzzed.get_or_insert_default().extend(fuzzed);
     }
     println!("{}", if pass { "PASSED" } else { "FAILED" });
