@@ -1,7 +1,9 @@
 //! Rust's test runner: how the tests whose schedule shuttle decides are built, and what the runner prints: which
 //! tests failed, and its own summary.
 
+use std::fmt;
 use std::process::Command;
+use std::str::FromStr;
 
 /// Asks cargo for the build in which locks and atomics are shuttle's. Nothing else turns it on, so no ordinary test
 /// runs under it by chance; its profile keeps its results apart.
@@ -44,8 +46,49 @@ impl Summary {
 }
 
 fn number_before(text: &str, word: &str) -> u64 {
-    let digits = text.split(word).next().and_then(|before| before.rsplit(' ').next());
-    digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
+    text.split(word).next().and_then(last_number).unwrap_or(0)
+}
+
+fn last_number<T: FromStr>(text: &str) -> Option<T> {
+    text.rsplit(' ').next()?.parse().ok()
+}
+
+/// What the tests under shuttle have tried, all starts together.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Tried {
+    starts: u64,
+    pairs: u64,
+    schedules: u64,
+    /// Of all starts, added up: several are played at the same time.
+    seconds: f64,
+}
+
+impl Tried {
+    /// Reads what each start has printed: `NAME: P pairs, S schedules each, in T s`. `None` if none has.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let mut tried = Self::default();
+        for (pairs, schedules, seconds) in text.lines().filter_map(start).filter(|(pairs, ..)| *pairs > 0) {
+            tried.starts += 1;
+            tried.pairs += pairs;
+            tried.schedules += pairs * schedules;
+            tried.seconds += seconds;
+        }
+        (tried.starts > 0).then_some(tried)
+    }
+}
+
+/// Pairs, schedules of each, and seconds of one start. The runner may have begun the line.
+fn start(line: &str) -> Option<(u64, u64, f64)> {
+    let (tried, took) = line.split_once(" schedules each, in ")?;
+    let (pairs, schedules) = tried.split_once(" pairs, ")?;
+    Some((last_number(pairs)?, schedules.parse().ok()?, took.trim_end().strip_suffix(" s")?.parse().ok()?))
+}
+
+impl fmt::Display for Tried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { starts, pairs, schedules, seconds } = self;
+        write!(f, "{starts} starts, {pairs} pairs, {schedules} schedules, {seconds:.1} s added up")
+    }
 }
 
 /// The summary line of this command's own tests, in the same form.
@@ -80,6 +123,17 @@ mod tests {
     #[test]
     fn a_program_without_a_summary_was_cut_short() {
         assert!(Summary::parse(&format!("{TEXT}running 4 tests\ntest x ... ")).is_cut_short);
+    }
+
+    #[test]
+    fn what_all_starts_have_tried_is_added_up() {
+        let text = "test two_calls ... the-hosts: 12 pairs, 200 schedules each, in 1.5 s\n\
+            pinned: 3 pairs, 200 schedules each, in 0.7 s\n\
+            private: 0 pairs, 200 schedules each, in 0.0 s\n\
+            test result: ok. 2 passed; 0 failed; finished in 2.00s\n";
+        let tried = Tried::parse(text).unwrap();
+        assert_eq!(tried.to_string(), "2 starts, 15 pairs, 3000 schedules, 2.2 s added up");
+        assert_eq!(Tried::parse(TEXT), None);
     }
 
     #[test]

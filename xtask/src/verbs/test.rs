@@ -4,7 +4,7 @@
 use crate::boot::{self, Options, Outcome};
 use crate::emulator::{Emulator, Which};
 use crate::images::Builder;
-use crate::libtest::{Summary, result_line, under_shuttle};
+use crate::libtest::{Summary, Tried, result_line, under_shuttle};
 use crate::linux;
 use crate::report::{Check, Report};
 use crate::scenario::{Matrix, Overrides, Scenario};
@@ -144,7 +144,11 @@ fn cargo_test(
         count.failed = 1;
         report.add([Check::new("cargo-test", "status 0", format!("{status}"), false)]);
     }
-    let observed = format!("{} passed, {} failed", count.passed, count.failed);
+    let mut observed = format!("{} passed, {} failed", count.passed, count.failed);
+    if let Some(tried) = Tried::parse(&text) {
+        println!("{layer}: {tried}\n");
+        observed += &format!("; {tried}");
+    }
     report.add([Check::new(layer, "0 failed", observed, count.failed == 0)]);
     Ok(count)
 }
