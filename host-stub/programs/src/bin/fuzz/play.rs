@@ -38,6 +38,8 @@ const LOOK_AT_ALL: u64 = 32;
 const LOSING: u64 = 16;
 /// More pages than any memory has: a count that is meant to be absurd.
 const ABSURD: u64 = 1 << 36;
+/// First page of RAM.
+const RAM_PFN: u64 = 0x4_0000;
 /// Pages that can be pinned at a time.
 const PINS: usize = 64;
 const NANOSECONDS: u64 = 1_000_000_000;
@@ -94,6 +96,8 @@ pub(crate) struct Play<'a> {
     /// Aborts that were injected before, and since.
     pub(crate) aborts_at_start: u64,
     pub(crate) aborts: u64,
+    /// A page of the hypervisor's image.
+    pub(crate) image: u64,
     pub(crate) turn: usize,
     /// Another CPU, for calls that are made at the same time.
     pub(crate) other: Option<Cpu<'a>>,
@@ -111,6 +115,8 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
     let Some(aborts_at_start) = deed.injected_aborts()? else {
         return Err(failure!("this build of the hypervisor has no test calls"));
     };
+    let image =
+        deed.find_hypervisor_page(RAM_PFN)?.ok_or_else(|| failure!("no page of the hypervisor's found"))?;
     let mut play = Play {
         deed: &deed,
         series: &mut series,
@@ -132,6 +138,7 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
         lacking: 0,
         aborts_at_start,
         aborts: 0,
+        image,
         turn: 0,
         other: if wish.cpus > 1 { Some(Cpu::on(&deed, 1)?) } else { None },
         duels: [0; 2],
