@@ -34,6 +34,8 @@ pub(crate) const G: usize = 12;
 const CALLS: u64 = 50;
 /// After so many calls all pages are looked at.
 const LOOK_AT_ALL: u64 = 32;
+/// After so many programs all records are counted.
+const COUNT_RECORDS: u64 = 16;
 /// In one of so many programs the host gives pages of the window to the hypervisor's pools, which do not come back.
 const LOSING: u64 = 16;
 /// More pages than any memory has: a count that is meant to be absurd.
@@ -96,6 +98,8 @@ pub(crate) struct Play<'a> {
     /// Aborts that were injected before, and since.
     pub(crate) aborts_at_start: u64,
     pub(crate) aborts: u64,
+    /// Bytes of records that were in use before.
+    records_at_start: u64,
     /// A page of the hypervisor's image.
     pub(crate) image: u64,
     pub(crate) turn: usize,
@@ -138,6 +142,7 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
         lacking: 0,
         aborts_at_start,
         aborts: 0,
+        records_at_start: records(&deed)?,
         image,
         turn: 0,
         other: if wish.cpus > 1 { Some(Cpu::on(&deed, 1)?) } else { None },
@@ -193,13 +198,25 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
     Ok(())
 }
 
+/// Bytes of records that are in use.
+fn records(deed: &Deed) -> Result<u64, Failure> {
+    let census = deed.census()?;
+    census
+        .map(|census| census.metadata)
+        .ok_or_else(|| failure!("this build of the hypervisor counts nothing"))
+}
+
 impl Play<'_> {
     /// Plays programs until enough is played. Returns the number of the last, or of the one that shows a difference.
     fn programs(&mut self, wish: Wish, steps: &Steps) -> (u64, Result<(), Failure>) {
         let mut number = wish.program.unwrap_or(0);
         let mut told = self.began;
         loop {
-            if let Err(difference) = self.program(wish.seed, number) {
+            let mut played = self.program(wish.seed, number);
+            if wish.program.is_some() || number % COUNT_RECORDS == COUNT_RECORDS - 1 {
+                played = played.and_then(|()| self.count_records());
+            }
+            if let Err(difference) = played {
                 return (number, Err(difference));
             }
             number += 1;
@@ -396,6 +413,19 @@ impl Play<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Counts the records, of which there are no more than before the first program, since there is no VM.
+    fn count_records(&self) -> Result<(), Failure> {
+        let records = records(self.deed)?;
+        if records == self.records_at_start {
+            return Ok(());
+        }
+        Err(failure!(
+            "{records} bytes of records are in use, and {} were at the start: of the last {COUNT_RECORDS} programs one \
+             has lost some",
+            self.records_at_start
+        ))
     }
 
     /// Looks at the window after a program, and leaves it if pages are lost.
