@@ -2,6 +2,7 @@
 
 use super::{Event, Got, Op, Small, WINDOW, settled};
 use abi::Error;
+use abi::page::Pool;
 use spec::state::{Content, Phase};
 use spec::{Call, Outcome, step};
 
@@ -72,12 +73,12 @@ impl Search<'_> {
                 fits.then_some(*state)
             }
             (Op::Enter { vm, vcpu }, Got::Outcome(got)) => {
-                let lack = if let Outcome::Lacking(pool) = got { Some(pool) } else { None };
-                let (outcome, next) = step(&WINDOW, state, Call::UnshareAck { vm, vcpu }, lack);
+                let (outcome, next) = step(&WINDOW, state, Call::UnshareAck { vm, vcpu }, None);
                 let waits = state.vms[usize::from(vm)].pending[usize::from(vcpu)].is_some();
                 let live = state.vms[usize::from(vm)].phase == Phase::Live;
                 let fits = match (got, outcome) {
                     (Outcome::NotServed, _) => !live,
+                    (Outcome::Lacking(_), _) => false,
                     (Outcome::InvalidParameter, Outcome::Done(0)) => true,
                     _ if waits => got == outcome,
                     // Nothing was pending: the guest finds the answer of an earlier call.
@@ -86,12 +87,22 @@ impl Search<'_> {
                 fits.then_some(next)
             }
             (Op::Call(call), Got::Outcome(got)) => {
-                let lack = if let Outcome::Lacking(pool) = got { Some(pool) } else { None };
-                let (outcome, next) = step(&WINDOW, state, call, lack);
+                let (outcome, next) = step(&WINDOW, state, call, self.lack(call, got));
                 (outcome == got).then_some(next)
             }
             (_, Got::Value(_)) => None,
         }
+    }
+
+    /// The pool that a call may lack pages of, if it says so. The stage has given all pools more than two calls can use:
+    /// only a VM that was made since has none, and its donation lacks them.
+    fn lack(&self, call: Call, got: Outcome) -> Option<Pool> {
+        let made = |event: &Event| match event.ended {
+            Some((_, Got::Outcome(Outcome::Created(vm)))) => Some(vm),
+            _ => None,
+        };
+        let is_new = call.vm().is_some_and(|vm| self.story.iter().any(|event| made(event) == Some(vm)));
+        (is_new && got == Outcome::Lacking(Pool::Vm)).then_some(Pool::Vm)
     }
 
     /// Whether a call that came to nothing because a vCPU was claimed had somebody to claim it meanwhile. The
