@@ -10,9 +10,11 @@ use abi::page::{Permissions, Pool};
 use abi::{Error, HostCall};
 use deed_tests::calls_of_the_core;
 use deed_tests::threads::{Op, Pair, Start, explore, turn_a_cpu_on_from_two, under_schedules};
+use hyp::ownership::query::Census;
 use hyp::testing::{PROTECTED, World, become_cpu};
 use spec::{Call, Run};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Schedules of a pair on a push, in each of its states; `DEED_SCHEDULES` asks for another number.
 const SCHEDULES: usize = 200;
@@ -220,6 +222,80 @@ fn make_a_vcpu_and_use_it() {
     world.check();
 }
 
+/// Pages by owner, bytes of records, and VMs: what must be as before when a VM has ended. (A block of the host's that was
+/// split for it stays split.)
+fn held(world: &World) -> (Census, u64, usize) {
+    let pools = world.pools();
+    (world.census(), pools.records, pools.vms.len())
+}
+
+/// Two CPUs make the first vCPU of a VM: one of them does, and the other is told that it is there.
+fn make_one_vcpu_from_two() {
+    become_cpu(0);
+    let world = Arc::new(World::cold(0x40));
+    let before = held(&world);
+    let vm = world.vm(PROTECTED, 0x1000, 2);
+    let records = || world.pools().records;
+    let without = records();
+    world.hyp.machine().interleave(true);
+    let other = Arc::clone(&world);
+    let made = shuttle::thread::spawn(move || {
+        become_cpu(1);
+        other.call(HostCall::VcpuCreate { vm, vcpu: 0 }).outcome
+    });
+    let mine = world.call(HostCall::VcpuCreate { vm, vcpu: 0 }).outcome;
+    let made = [mine, made.join().expect("a CPU that fails has ended the execution")];
+    world.hyp.machine().interleave(false);
+    let exists = Err(Error::Exists);
+    assert!(made == [Ok(()), exists] || made == [exists, Ok(())], "{made:?}");
+    let one = records() - without;
+    // There is one, so number 1 is the next, and its record is of the same size.
+    assert_eq!(world.call(HostCall::VcpuCreate { vm, vcpu: 2 }).outcome, Err(Error::Invalid));
+    world.ok(HostCall::VcpuCreate { vm, vcpu: 1 });
+    assert_eq!(records(), without + 2 * one, "records of two vCPUs");
+    world.ok(HostCall::VmTeardownStart { vm });
+    world.finish(vm);
+    assert_eq!(held(&world), before);
+    world.check();
+}
+
+/// One CPU makes vCPUs of a VM while another ends it.
+fn make_vcpus_while_their_vm_ends() {
+    become_cpu(0);
+    let world = Arc::new(World::cold(0x40));
+    let before = held(&world);
+    let vm = world.vm(PROTECTED, 0x1000, 2);
+    // What has happened to it for certain: 1, its end has begun; 2, it is gone. (No CPU stops at an atomic of `std`.)
+    let phase = Arc::new(AtomicU8::new(0));
+    world.hyp.machine().interleave(true);
+    let (other, reached) = (Arc::clone(&world), Arc::clone(&phase));
+    let ended = shuttle::thread::spawn(move || {
+        become_cpu(1);
+        other.ok(HostCall::VmTeardownStart { vm });
+        reached.store(1, Ordering::SeqCst);
+        other.finish(vm);
+        reached.store(2, Ordering::SeqCst);
+    });
+    // A vCPU is made, or refused by what the VM is by then; and it never becomes again what it was.
+    let mut least = 0;
+    let answers = [Ok(()), Err(Error::Permission), Err(Error::NoEntry)];
+    for vcpu in 0..2 {
+        least = least.max(phase.load(Ordering::SeqCst).into());
+        let outcome = world.call(HostCall::VcpuCreate { vm, vcpu }).outcome;
+        let found = answers.iter().position(|answer| *answer == outcome);
+        assert!(
+            found.is_some_and(|found| found >= least),
+            "vCPU {vcpu}: {outcome:?} after {:?}",
+            answers[least]
+        );
+        least = found.unwrap_or(least);
+    }
+    ended.join().expect("a CPU that fails has ended the execution");
+    world.hyp.machine().interleave(false);
+    assert_eq!(held(&world), before);
+    world.check();
+}
+
 #[test]
 fn every_call_of_the_core_meets_every_other() {
     let is_there = |name: &str| {
@@ -241,6 +317,16 @@ fn explore_story(play: fn()) {
 #[test]
 fn a_vcpu_that_is_being_made_is_there_whole_or_not_at_all() {
     explore_story(make_a_vcpu_and_use_it);
+}
+
+#[test]
+fn a_vcpu_that_two_make_at_once_is_made_once() {
+    explore_story(make_one_vcpu_from_two);
+}
+
+#[test]
+fn a_vcpu_that_is_made_while_its_vm_ends_goes_with_it() {
+    explore_story(make_vcpus_while_their_vm_ends);
 }
 
 #[test]
