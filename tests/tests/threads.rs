@@ -163,6 +163,12 @@ macro_rules! starts {
         #[test]
         fn every_start_has_its_test() {
             assert_eq!([$($name),*], STARTS.map(|start| start.name));
+            let names: Vec<String> = STARTS.iter().flat_map(pairs).map(|pair| pair.name()).collect();
+            // Fewer mean that pairs are not found to matter any more.
+            assert!(names.len() >= 1_500, "{} pairs", names.len());
+            if let Ok(wanted) = std::env::var("DEED_PAIR") {
+                assert!(names.contains(&wanted), "there is no pair {wanted}");
+            }
         }
     };
 }

@@ -78,7 +78,7 @@ impl Search<'_> {
                 let live = state.vms[usize::from(vm)].phase == Phase::Live;
                 let fits = match (got, outcome) {
                     (Outcome::NotServed, _) => !live,
-                    (Outcome::Lacking(_), _) => false,
+                    (Outcome::Lacking(_) | Outcome::Refused(_), _) => false,
                     (Outcome::InvalidParameter, Outcome::Done(0)) => true,
                     _ if waits => got == outcome,
                     // Nothing was pending: the guest finds the answer of an earlier call.
@@ -105,8 +105,8 @@ impl Search<'_> {
         (is_new && got == Outcome::Lacking(Pool::Vm)).then_some(Pool::Vm)
     }
 
-    /// Whether a call that came to nothing because a vCPU was claimed had somebody to claim it meanwhile. The
-    /// specification knows no claims: its calls take no time.
+    /// Whether a call that came to nothing because a vCPU was claimed had somebody to claim it meanwhile, who did not come
+    /// to nothing for the same reason. The specification knows no claims: its calls take no time.
     fn is_claimed(&self, event: &Event) -> bool {
         let wanted = match event.op {
             Op::Call(Call::VmTeardownStart { vm }) => Some((vm, None)),
@@ -116,7 +116,8 @@ impl Search<'_> {
         self.story.iter().filter(|other| other.cpu != event.cpu).any(|other| {
             let at_once = other.began < event.ended.map_or(usize::MAX, |(end, _)| end)
                 && event.began < other.ended.map_or(usize::MAX, |(end, _)| end);
-            let claims = other.op.claims(other.vcpu);
+            let claims =
+                other.op.claims(other.vcpu).filter(|_| other.ended.is_none_or(|(_, got)| got != BUSY));
             at_once && claims.is_some_and(|claims| claims.0 == vm && vcpu.is_none_or(|vcpu| vcpu == claims.1))
         })
     }
