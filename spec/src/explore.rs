@@ -9,6 +9,7 @@ use crate::step::World;
 use abi::page::Pool;
 use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The rules that are explored: [`step`](crate::step()), or a copy of it with a mistake, for tests.
 pub type Rules<const P: usize, const V: usize, const G: usize> =
@@ -50,6 +51,21 @@ pub struct Report {
     pub broken: Option<(&'static str, Vec<String>)>,
 }
 
+/// States that a thread visits at a time.
+const CHUNK: usize = 1024;
+
+/// States that were met, by their codes.
+type Seen = HashSet<u128, BuildHasherDefault<Mix>>;
+
+/// What came of the calls in some states.
+struct Part<const P: usize, const V: usize, const G: usize> {
+    steps: u64,
+    pairs: Pairs,
+    /// States that were not met before this layer, each once.
+    found: Vec<(u128, State<P, V, G>, Origin)>,
+    broken: Option<(&'static str, Origin)>,
+}
+
 /// Where a state came from: the number of the one before, and the number of the call.
 #[derive(Clone, Copy)]
 struct Origin {
@@ -58,39 +74,30 @@ struct Origin {
 }
 
 impl<const P: usize, const V: usize, const G: usize> Game<P, V, G> {
-    /// Visits every state, or stops at the first that breaks an invariant.
+    /// Visits every state, or stops at the first that breaks an invariant. On all CPUs, but what is found, and by which
+    /// calls, does not depend on how many these are.
     pub fn explore(&self) -> Report {
         let mut report = Report { states: 1, depth: 0, steps: 0, pairs: [[0; _]; _], broken: None };
         let start = self.merge(&State::new()).0;
-        let mut seen: HashSet<u128, BuildHasherDefault<Mix>> = HashSet::default();
+        let mut seen = Seen::default();
         seen.insert(encode(&start));
         let mut origins = vec![Origin { before: 0, call: 0 }];
         let mut layer = vec![start];
         let mut first = 0;
         while !layer.is_empty() {
             let mut next_layer = Vec::new();
-            for (offset, state) in layer.iter().enumerate() {
-                let names = if self.merged { representatives(state) } else { [true; P] };
-                for (number, call) in self.calls.iter().enumerate() {
-                    if !self.is_tried(state, &names, *call) {
-                        continue;
-                    }
-                    let (outcome, next) = (self.rules)(&self.world, state, *call, None);
-                    let lack = self.count(&mut report, state, *call, (outcome, &next));
-                    if next == *state && lack.is_none() {
-                        continue;
-                    }
-                    let broken =
-                        broken_by_step(state, *call, outcome, &next).or_else(|| self.broken(&next)).or(lack);
-                    let origin = Origin { before: (first + offset) as u32, call: number as u16 };
-                    if let Some(what) = broken {
-                        report.broken = Some((what, self.story(&origins, origin)));
-                        return report;
-                    }
-                    let next = self.merge(&next).0;
-                    if seen.insert(encode(&next)) {
+            for part in self.visit_layer(&layer, first, &seen) {
+                report.steps += part.steps;
+                let rows = report.pairs.iter_mut().flatten().zip(part.pairs.iter().flatten());
+                rows.for_each(|(sum, count)| *sum += count);
+                if let Some((what, origin)) = part.broken {
+                    report.broken = Some((what, self.story(&origins, origin)));
+                    return report;
+                }
+                for (code, state, origin) in part.found {
+                    if seen.insert(code) {
                         origins.push(origin);
-                        next_layer.push(next);
+                        next_layer.push(state);
                     }
                 }
             }
@@ -100,6 +107,63 @@ impl<const P: usize, const V: usize, const G: usize> Game<P, V, G> {
             layer = next_layer;
         }
         report
+    }
+
+    /// Makes every call in every state of a layer, which are numbered from `first` on. What comes of them, part by part in
+    /// the order of the states.
+    fn visit_layer(&self, layer: &[State<P, V, G>], first: usize, seen: &Seen) -> Vec<Part<P, V, G>> {
+        let chunks: Vec<_> = layer.chunks(CHUNK).enumerate().collect();
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut parts = Vec::new();
+            while let Some((number, states)) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                parts.push((*number, self.visit(states, first + number * CHUNK, seen)));
+            }
+            parts
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(chunks.len());
+        let mut parts = std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mut parts = work();
+            for other in others {
+                parts.extend(other.join().expect("the rules stop nobody"));
+            }
+            parts
+        });
+        parts.sort_by_key(|(number, _)| *number);
+        parts.into_iter().map(|(_, part)| part).collect()
+    }
+
+    /// Makes every call in these states.
+    fn visit(&self, states: &[State<P, V, G>], first: usize, seen: &Seen) -> Part<P, V, G> {
+        let mut part = Part { steps: 0, pairs: [[0; _]; _], found: Vec::new(), broken: None };
+        let mut here = Seen::default();
+        for (offset, state) in states.iter().enumerate() {
+            let names = if self.merged { representatives(state) } else { [true; P] };
+            for (number, call) in self.calls.iter().enumerate() {
+                if !self.is_tried(state, &names, *call) {
+                    continue;
+                }
+                let (outcome, next) = (self.rules)(&self.world, state, *call, None);
+                let lack = self.count(&mut part, state, *call, (outcome, &next));
+                if next == *state && lack.is_none() {
+                    continue;
+                }
+                let broken =
+                    broken_by_step(state, *call, outcome, &next).or_else(|| self.broken(&next)).or(lack);
+                let origin = Origin { before: (first + offset) as u32, call: number as u16 };
+                if let Some(what) = broken {
+                    part.broken = Some((what, origin));
+                    return part;
+                }
+                let next = self.merge(&next).0;
+                let code = encode(&next);
+                if !seen.contains(&code) && here.insert(code) {
+                    part.found.push((code, next, origin));
+                }
+            }
+        }
+        part
     }
 
     fn merge(&self, state: &State<P, V, G>) -> (State<P, V, G>, Names<P, V>) {
@@ -128,14 +192,14 @@ impl<const P: usize, const V: usize, const G: usize> Game<P, V, G> {
     /// lacking, and nothing changes, or it makes no difference. Returns what is broken otherwise.
     fn count(
         &self,
-        report: &mut Report,
+        part: &mut Part<P, V, G>,
         state: &State<P, V, G>,
         call: Call,
         (outcome, next): (Outcome, &State<P, V, G>),
     ) -> Option<&'static str> {
-        let row = &mut report.pairs[call.kind()];
+        let row = &mut part.pairs[call.kind()];
         row[outcome.kind()] += 1;
-        report.steps += 1;
+        part.steps += 1;
         if outcome.is_refusal() {
             return None;
         }
@@ -143,7 +207,7 @@ impl<const P: usize, const V: usize, const G: usize> Game<P, V, G> {
             let (lacking, after) = (self.rules)(&self.world, state, call, Some(pool));
             if lacking == Outcome::Lacking(pool) && after == *state {
                 row[lacking.kind()] += 1;
-                report.steps += 1;
+                part.steps += 1;
             } else if (lacking, &after) != (outcome, next) {
                 return Some("I5: a call that lacks pages changed something");
             }
