@@ -5,11 +5,12 @@
 //! that is the business of [`World::check`](super::World::check).
 
 use super::World;
-use crate::addr::{PAGE_SHIFT, Pfn};
+use crate::addr::{PAGE_SHIFT, Pages, Pfn};
+use crate::ownership::Host;
 use crate::ownership::query::{Census, host_state};
 use crate::pgtable::stage2::{self, Entry, Owner, Sharing};
 use crate::vm::Phase;
-use crate::vm::vcpu::Pending;
+use crate::vm::vcpu::{Pending, Vcpu};
 use abi::{HostState, VmFlags, VmHandle};
 use std::collections::BTreeMap;
 
@@ -93,7 +94,8 @@ pub struct VmLife {
     pub flags: VmFlags,
     /// Pages of the host's or its own that name it.
     pub pages: u64,
-    /// The guest pages that each vCPU wants back and waits for, of those that no CPU runs in a living VM.
+    /// The guest pages that each vCPU of a living VM wants back and waits for; up to the first vCPU that a CPU has
+    /// claimed.
     pub unshares: Vec<Option<(u64, u64)>>,
 }
 
@@ -183,29 +185,36 @@ impl World {
 
     /// How often the hypervisor holds a page, and how many guest pages it is lent to.
     pub fn holds(&self, pfn: Pfn) -> (u32, u32) {
-        let loans = match self.hyp.host.lock().table.entry(self.hyp.machine(), pfn.identity()) {
+        self.holds_of(Pages::one(pfn)).pop().unwrap_or_default()
+    }
+
+    /// The same of each of these pages.
+    pub fn holds_of(&self, pages: Pages<Pfn>) -> Vec<(u32, u32)> {
+        let loans = |host: &Host, pfn: Pfn| match host.table.entry(self.hyp.machine(), pfn.identity()) {
             Some(Entry::Page(stage2::Page { sharing: Sharing::Lent(borrowers), .. })) => {
                 borrowers.get().into()
             }
             _ => 0,
         };
-        (self.hyp.hyp.lock().pins.count(pfn), loans)
+        let host = self.hyp.host.lock();
+        let loans: Vec<u32> = pages.iter().map(|pfn| loans(&host, pfn)).collect();
+        drop(host);
+        let hyp = self.hyp.hyp.lock();
+        pages.iter().map(|pfn| hyp.pins.count(pfn)).zip(loans).collect()
     }
 
     /// A VM as it is; `None` if there is none.
     pub fn life_of(&self, vm: VmHandle) -> Option<VmLife> {
-        let unshare = |vcpu| {
-            let claim = self.hyp.claim(vm, vcpu).ok()?;
-            let pending = match claim.vcpu.pending {
-                Pending::Unshare(gfns) => Some((gfns.start().as_u64(), gfns.count())),
-                _ => None,
-            };
-            self.hyp.unclaim(claim);
-            Some(pending)
+        let unshare = |vcpu: &Vcpu| match vcpu.pending {
+            Pending::Unshare(gfns) => Some((gfns.start().as_u64(), gfns.count())),
+            _ => None,
         };
-        let unshares = (0..).map_while(unshare).collect();
-        let is = self.hyp.with_vm(vm, |vm| (vm.phase == Phase::Live, vm.flags, vm.space.pages));
-        is.map(|(live, flags, pages)| VmLife { live, flags, pages, unshares })
+        self.hyp.with_vm(vm, |vm| VmLife {
+            live: vm.phase == Phase::Live,
+            flags: vm.flags,
+            pages: vm.space.pages,
+            unshares: vm.idle_vcpus().filter(|_| vm.phase == Phase::Live).map(unshare).collect(),
+        })
     }
 
     /// What the pools have.

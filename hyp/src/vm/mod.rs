@@ -150,6 +150,15 @@ impl Vm {
         Ok(())
     }
 
+    /// Its vCPUs, up to the first that a CPU has claimed.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn idle_vcpus(&self) -> impl Iterator<Item = &Vcpu> {
+        self.vcpus.iter().map_while(|slot| match slot {
+            VcpuSlot::Idle(record) => Some(&**record),
+            VcpuSlot::Absent | VcpuSlot::Claimed => None,
+        })
+    }
+
     /// Zeroes the registers of all its vCPUs, those that they were to start with included, in memory too.
     pub(crate) fn forget_registers<M: Machine>(&mut self, machine: &M) {
         for slot in &mut self.vcpus {

@@ -5,7 +5,7 @@ use super::Real;
 use abi::host::HostCall;
 use abi::page::OwnerKind;
 use abi::{HostState, VmFlags, VmHandle};
-use hyp::addr::{Gfn, Pfn};
+use hyp::addr::{Gfn, Pages, Pfn};
 use hyp::ownership::query::GuestPage;
 use hyp::testing::RAM_START;
 use hyp::testing::snapshot::VmLife;
@@ -109,13 +109,13 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
 
     /// Compares what is in no table: pins and loans of pages; VMs, and what their vCPUs wait for.
     fn compare_records(&self, state: &State<P, V, G>) -> Result<(), String> {
-        for (number, page) in state.pages.iter().enumerate() {
-            let pfn = Pfn::new(self.place.pfn + number as u64).expect("a page of RAM");
+        let window = Pages::<Pfn>::from_raw(self.place.pfn, P as u64).expect("pages of RAM");
+        for (number, (page, real)) in state.pages.iter().zip(self.core.holds_of(window)).enumerate() {
             let expected = match page.host {
                 HostEntry::LentToGuests(loans) => (page.pins, loans.into()),
                 _ => (page.pins, 0),
             };
-            same(|| format!("page {number}: holds and loans"), &self.core.holds(pfn), &expected)?;
+            same(|| format!("page {number}: holds and loans"), &real, &expected)?;
         }
         for (number, vm) in state.vms.iter().enumerate().filter(|(_, vm)| vm.phase != Phase::Unborn) {
             let live = vm.phase == Phase::Live;
