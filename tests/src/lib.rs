@@ -3,6 +3,7 @@
 pub mod graph;
 pub mod pair;
 pub mod real;
+pub mod tell;
 #[cfg(deed_shuttle)]
 pub mod threads;
 

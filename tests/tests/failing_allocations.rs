@@ -7,6 +7,7 @@ use abi::exit::Exit;
 use abi::host::{CALLS, HostCall, HostResult};
 use abi::page::{Permissions, Pool};
 use abi::{Error, VmFlags, VmHandle, guest};
+use deed_tests::tell::host_call;
 use deed_tests::tell_reached;
 use hyp::testing::{PROTECTED, RAM_START, World};
 use spec::worlds::LISTED;
@@ -50,6 +51,15 @@ impl Op {
             }
             Self::Guest(function, ..) => {
                 GUEST_CALLS.iter().find(|(number, _)| *number == function).expect("a call of guests").1
+            }
+        }
+    }
+
+    fn tell(self) -> String {
+        match self {
+            Self::Host(call) => host_call(call),
+            Self::Guest(_, page, pages) => {
+                format!("{} of {pages} guest pages from {page:#x} on", self.name())
             }
         }
     }
@@ -185,8 +195,8 @@ fn try_all_in(ops: &[usize], tried: &mut Tried) {
         for k in 1.. {
             let story = || {
                 let all = start.ops();
-                let story: Vec<_> = ops.iter().map(|op| format!("{:?}", all[*op])).collect();
-                format!("after {story:?}: {op:?}, allocation {k} fails")
+                let story: Vec<String> = ops.iter().map(|op| all[*op].tell()).collect();
+                format!("after\n    {}\n{}, of which allocation {k} fails", story.join("\n    "), op.tell())
             };
             let changes = start.world.sim().changes();
             start.world.fail_allocation(k);

@@ -6,6 +6,7 @@
 use abi::host::{HostCall, HostResult};
 use abi::page::{Permissions, Pool};
 use abi::{Error, VmFlags, VmHandle};
+use deed_tests::tell::host_call;
 use deed_tests::tell_reached;
 use hyp::addr::{Gfn, Pages, Pfn};
 use hyp::testing::{HYP_PAGES, HYP_START, PROTECTED, RAM_PAGES, RAM_START, World};
@@ -50,7 +51,11 @@ impl Play {
 
     fn call(&mut self, call: HostCall) -> HostResult {
         let result = self.world.call(call);
-        self.story.push(format!("{call:x?} -> {:?} {:x?}", result.outcome, result.values[0]));
+        let came = match result.outcome {
+            Ok(()) => format!("done, {:#x}", result.values[0]),
+            Err(error) => format!("{error:?}"),
+        };
+        self.story.push(format!("{} -> {came}", host_call(call)));
         if result.outcome == Err(Error::NoMemory) {
             self.serve_lack(call, result);
         }
@@ -131,14 +136,14 @@ impl Play {
                 let choice = self.dice.below(8);
                 if let Some(run) = self.guest_run() {
                     let hyp = &self.world.hyp;
-                    let progress = match choice {
-                        0..=2 => hyp.guest_share_host(vm, run),
-                        3 | 4 => hyp.guest_unshare_host(vm, run),
-                        5 => hyp.guest_relinquish(vm, run),
-                        6 => hyp.guard_map(vm, run),
-                        _ => hyp.guard_unmap(vm, run),
+                    let (name, came) = match choice {
+                        0..=2 => ("MEM_SHARE", hyp.guest_share_host(vm, run)),
+                        3 | 4 => ("MEM_UNSHARE", hyp.guest_unshare_host(vm, run)),
+                        5 => ("MEM_RELINQUISH", hyp.guest_relinquish(vm, run)),
+                        6 => ("MMIO_GUARD_MAP", hyp.guard_map(vm, run)),
+                        _ => ("MMIO_GUARD_UNMAP", hyp.guard_unmap(vm, run)),
                     };
-                    self.story.push(format!("guest {vm:?} {choice} {run:?} -> {progress:?}"));
+                    self.story.push(format!("{name} by {vm:?}: {run:?} -> {came:?}"));
                 }
             }
             (19, _) => {
