@@ -1,8 +1,8 @@
 //! The simulated machine on which the hypervisor's ownership core runs in tests on the build machine.
 //!
-//! The hypervisor's core writes real VMSAv8-64 descriptors into simulated RAM; this crate translates
-//! through them the way a processor may, and reports what an honest processor would never tell. It knows
-//! nothing of Deed: neither its ABI nor its page-table code is used here, so that one misreading of the
+//! The hypervisor's core writes real VMSAv8-64 descriptors into simulated RAM; this crate translates through them
+//! the way a processor may, and reports what an honest processor would never tell. It knows nothing of Deed, but
+//! that VMID 0 is the host's: neither its ABI nor its page-table code is used here, so that one misreading of the
 //! architecture does not end up on both sides of a comparison.
 //!
 //! | module | what it holds |
@@ -13,6 +13,7 @@
 //! | `walk` | the table walk, and the enumeration of everything reachable (Arm ARM D8.2) |
 //! | `tlb` | a TLB that keeps every translation and every table pointer until the right invalidation |
 //! | `mmu` | accesses of CPUs through translation, speculation, stale entries ([`Sim::access_stage2`], ...) |
+//! | `maintained` | pages that were wiped or cleaned while somebody still had them |
 //! | `pending` | what an invalidation still has to cover |
 //! | `tables` | the discipline of descriptor writes: break-before-make, initialised tables, no use after free |
 //! | `protocol` | descriptor writes and TLB maintenance as the hypervisor issues them ([`Sim::write_desc`], ...) |

@@ -132,8 +132,8 @@ pub enum Violation {
         /// The table page.
         table: u64,
     },
-    /// A table was linked before the writes of its descriptors were made visible: a walk may find what was there
-    /// before.
+    /// A table was linked (or made a root) before the writes of its descriptors were made visible: a walk may find
+    /// what was there before.
     UnpublishedTable {
         /// The table page.
         table: u64,
@@ -208,8 +208,8 @@ pub enum Violation {
         /// Whose revoked translation is still out.
         held_by: Regime,
     },
-    /// A page was wiped, or cleaned, while somebody had it, who could write to it again: this is seen when it is taken
-    /// from him.
+    /// A page was wiped, or cleaned, while somebody had it, who could write to it again: this is seen when it is
+    /// taken from him.
     MaintainedBeforeTaken {
         /// The page.
         page: u64,

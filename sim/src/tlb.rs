@@ -179,8 +179,8 @@ impl Tlb {
         self.regimes.entry(regime).or_default().0[usize::from(level)].insert(ia, cached);
     }
 
-    /// Notes that all of a version of a table that translates the addresses from `ia` on is about to be cached. Returns
-    /// whether it was not before.
+    /// Notes that all of a version of a table that translates the addresses from `ia` on is about to be cached.
+    /// Returns whether it was not before.
     pub(crate) fn fill(&mut self, regime: Regime, ia: u64, table: TablePointer, version: u64) -> bool {
         self.regimes.entry(regime).or_default().0[usize::from(table.level)].fill(ia, table, version)
     }

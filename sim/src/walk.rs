@@ -257,8 +257,8 @@ fn descend(
 
 /// One who is shown what walks can find.
 pub(crate) trait Visitor {
-    /// Comes to a table that translates the addresses from `ia` on. Returns whether it is to be shown what is in there:
-    /// not if all of it is known. Tables below are shown in any case.
+    /// Comes to a table that translates the addresses from `ia` on. Returns whether it is to be shown what is in
+    /// there: not if all of it is known. Tables below are shown in any case.
     fn enter(&mut self, pointer: TablePointer, ia: u64) -> bool;
 
     /// Finds something.

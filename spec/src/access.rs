@@ -48,8 +48,8 @@ impl<const P: usize, const V: usize, const G: usize> Turn<'_, P, V, G> {
     }
 }
 
-/// Whether a guest's loads and stores where its table says this are a device's: of a protected VM, which enrols devices,
-/// or of another, for which everything without memory is one. (No VM here is made with `mmio_unguarded`.)
+/// Whether a guest's loads and stores where its table says this are a device's: of a protected VM, which enrols
+/// devices, or of another, for which everything without memory is one. (No VM here is made with `mmio_unguarded`.)
 pub const fn is_device(protected: bool, entry: GuestEntry) -> bool {
     match entry {
         GuestEntry::Device => true,

@@ -63,7 +63,8 @@ struct Part<const P: usize, const V: usize, const G: usize> {
     pairs: Pairs,
     /// States that were not met before this layer, each once.
     found: Vec<(u128, State<P, V, G>, Origin)>,
-    broken: Option<(&'static str, Origin)>,
+    /// What is broken, by which call, and the pool that lacked pages for it.
+    broken: Option<(&'static str, Origin, Option<Pool>)>,
 }
 
 /// Where a state came from: the number of the one before, and the number of the call.
@@ -74,8 +75,8 @@ struct Origin {
 }
 
 impl<const P: usize, const V: usize, const G: usize> Game<P, V, G> {
-    /// Visits every state, or stops at the first that breaks an invariant. On all CPUs, but what is found, and by which
-    /// calls, does not depend on how many these are.
+    /// Visits every state, or stops at the first that breaks an invariant. On all CPUs, but what is found, and by
+    /// which calls, does not depend on how many these are.
     pub fn explore(&self) -> Report {
         let mut report = Report { states: 1, depth: 0, steps: 0, pairs: [[0; _]; _], broken: None };
         let start = self.merge(&State::new()).0;
@@ -90,8 +91,8 @@ impl<const P: usize, const V: usize, const G: usize> Game<P, V, G> {
                 report.steps += part.steps;
                 let rows = report.pairs.iter_mut().flatten().zip(part.pairs.iter().flatten());
                 rows.for_each(|(sum, count)| *sum += count);
-                if let Some((what, origin)) = part.broken {
-                    report.broken = Some((what, self.story(&origins, origin)));
+                if let Some((what, origin, lack)) = part.broken {
+                    report.broken = Some((what, self.story(&origins, origin, lack)));
                     return report;
                 }
                 for (code, state, origin) in part.found {
@@ -109,8 +110,8 @@ impl<const P: usize, const V: usize, const G: usize> Game<P, V, G> {
         report
     }
 
-    /// Makes every call in every state of a layer, which are numbered from `first` on. What comes of them, part by part in
-    /// the order of the states.
+    /// Makes every call in every state of a layer, which are numbered from `first` on. What comes of them, part by
+    /// part in the order of the states.
     fn visit_layer(&self, layer: &[State<P, V, G>], first: usize, seen: &Seen) -> Vec<Part<P, V, G>> {
         let chunks: Vec<_> = layer.chunks(CHUNK).enumerate().collect();
         let next = AtomicUsize::new(0);
@@ -145,15 +146,18 @@ impl<const P: usize, const V: usize, const G: usize> Game<P, V, G> {
                     continue;
                 }
                 let (outcome, next) = (self.rules)(&self.world, state, *call, None);
-                let lack = self.count(&mut part, state, *call, (outcome, &next));
-                if next == *state && lack.is_none() {
+                let origin = Origin { before: (first + offset) as u32, call: number as u16 };
+                if let Some(pool) = self.count(&mut part, state, *call, (outcome, &next)) {
+                    part.broken = Some(("I5: a call that lacks pages changed something", origin, Some(pool)));
+                    return part;
+                }
+                if next == *state {
                     continue;
                 }
-                let broken =
-                    broken_by_step(state, *call, outcome, &next).or_else(|| self.broken(&next)).or(lack);
-                let origin = Origin { before: (first + offset) as u32, call: number as u16 };
-                if let Some(what) = broken {
-                    part.broken = Some((what, origin));
+                if let Some(what) =
+                    broken_by_step(state, *call, outcome, &next).or_else(|| self.broken(&next))
+                {
+                    part.broken = Some((what, origin, None));
                     return part;
                 }
                 let next = self.merge(&next).0;
@@ -188,15 +192,15 @@ impl<const P: usize, const V: usize, const G: usize> Game<P, V, G> {
         }
     }
 
-    /// Counts an outcome; if the call was served, also what becomes of it when a pool has too little: either that pool is
-    /// lacking, and nothing changes, or it makes no difference. Returns what is broken otherwise.
+    /// Counts an outcome; if the call was served, also what becomes of it when a pool has too little: either that
+    /// pool is lacking, and nothing changes, or it makes no difference. Returns the pool of which neither is true.
     fn count(
         &self,
         part: &mut Part<P, V, G>,
         state: &State<P, V, G>,
         call: Call,
         (outcome, next): (Outcome, &State<P, V, G>),
-    ) -> Option<&'static str> {
+    ) -> Option<Pool> {
         let row = &mut part.pairs[call.kind()];
         row[outcome.kind()] += 1;
         part.steps += 1;
@@ -209,26 +213,27 @@ impl<const P: usize, const V: usize, const G: usize> Game<P, V, G> {
                 row[lacking.kind()] += 1;
                 part.steps += 1;
             } else if (lacking, &after) != (outcome, next) {
-                return Some("I5: a call that lacks pages changed something");
+                return Some(pool);
             }
         }
         None
     }
 
     /// Tells the calls from boot to a step, all in the names that pages and VMs have at boot.
-    fn story(&self, origins: &[Origin], last: Origin) -> Vec<String> {
-        let mut calls = vec![self.calls[usize::from(last.call)]];
+    /// For the last call a pool may lack pages.
+    fn story(&self, origins: &[Origin], last: Origin, lack: Option<Pool>) -> Vec<String> {
+        let mut calls = vec![(self.calls[usize::from(last.call)], lack)];
         let mut at = last.before as usize;
         while at != 0 {
-            calls.push(self.calls[usize::from(origins[at].call)]);
+            calls.push((self.calls[usize::from(origins[at].call)], None));
             at = origins[at].before as usize;
         }
         let mut told = State::new();
         let (mut state, mut names) = self.merge(&told);
         let mut story = Vec::new();
-        for call in calls.into_iter().rev() {
+        for (call, lack) in calls.into_iter().rev() {
             let by_name = names.inverse().rename(call);
-            let (outcome, next) = (self.rules)(&self.world, &told, by_name, None);
+            let (outcome, next) = (self.rules)(&self.world, &told, by_name, lack);
             story.push(format!("{by_name} -> {outcome}"));
             told = next;
             let (_, next) = (self.rules)(&self.world, &state, call, None);

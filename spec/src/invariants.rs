@@ -7,7 +7,7 @@
 //! | I2 | both sides' books agree, so whoever reaches a page is its owner or its borrower on both sides |
 //! | I3 | what is the hypervisor's is out of reach of host and guests |
 //! | I4 | what the host can read is no secret, and pages that leave a guest's private memory or the hypervisor are zeros |
-//! | I5 | a refusal changes nothing; a call about a run changes what it says that it did, from the first page on, and nothing else |
+//! | I5 | a refusal changes nothing; a call about a run changes, on the side that it names, only the pages that it says it did, from the first on |
 //! | I7 | the number of pages that a VM counts is their number, as is that of a page's loans; only pages lent to the hypervisor are pinned |
 //! | I8 | no call stops [`step`](crate::step()): the explorer tries absurd ones too |
 //! | I9 | a VM that is gone stays gone, and none changes its kind |
@@ -197,8 +197,8 @@ fn at_least_one(run: Run) -> Run {
     Run { count: run.count.max(1), ..run }
 }
 
-/// Whether something changed that is not of the pages that a call about a run was done for: as many as its outcome says,
-/// from the first of the run on.
+/// Whether something changed that is not of the pages that a call about a run was done for: as many as its outcome
+/// says, from the first of the run on.
 fn changes_more_than_it_says<const P: usize, const V: usize, const G: usize>(
     before: &State<P, V, G>,
     call: Call,

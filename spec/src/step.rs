@@ -31,8 +31,8 @@ pub struct World {
     pub pins: usize,
 }
 
-/// What becomes of a call, and the state after it. A refused call has changed nothing (I5): nothing puts the state before
-/// it back, so rules that change something before they refuse show in the explorer.
+/// What becomes of a call, and the state after it. A refused call has changed nothing (I5): nothing puts the state
+/// before it back, so rules that change something before they refuse show in the explorer.
 ///
 /// Tables are not part of the rules, so whether their pages suffice is not either: `lack` is the pool, if any,
 /// that does not have what the call would take. It decides only when nothing else refuses, and only in calls that

@@ -114,6 +114,23 @@ fn without_pin_check(world: &World, state: &Small, call: Call, lack: Option<Pool
     }
 }
 
+/// The rules, but a share that lacks table pages has happened all the same.
+fn with_a_share_that_lacks(world: &World, state: &Small, call: Call, lack: Option<Pool>) -> (Outcome, Small) {
+    let (outcome, next) = step(world, state, call, lack);
+    match (call, outcome) {
+        (Call::ShareHyp { .. }, Outcome::Lacking(_)) => (outcome, step(world, state, call, None).1),
+        _ => (outcome, next),
+    }
+}
+
+#[test]
+fn a_lack_that_changes_something_is_found_and_told() {
+    let (what, story) = small(with_a_share_that_lacks).broken.unwrap();
+    assert_eq!(what, "I5: a call that lacks pages changed something");
+    assert_eq!(story.len(), 1, "{story:#?}");
+    assert!(story[0].starts_with("SHARE_HYP") && story[0].ends_with("NoMemory: tables"), "{story:#?}");
+}
+
 #[test]
 fn a_reclaim_that_does_not_wipe_is_found_by_the_shortest_story() {
     let (what, story) = small(without_wipe).broken.unwrap();

@@ -352,7 +352,7 @@ impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
 /// ESR_EL2 of a store of 8 bytes from x5 that faults at stage 2 (Arm ARM D24.2.40).
 fn store_fault(fault: sim::Fault) -> u64 {
     const DATA_ABORT: u64 = 0x24 << 26 | 1 << 25;
-    const EIGHT_BYTES_FROM_X5: u64 = 1 << 24 | 0b11 << 22 | 5 << 16 | 1 << 6;
+    const EIGHT_BYTES_FROM_X5: u64 = 1 << 24 | 0b11 << 22 | 5 << 16 | 1 << 15 | 1 << 6;
     let kind = match fault.kind {
         sim::FaultKind::Translation => 0b0001,
         sim::FaultKind::AccessFlag => 0b0010,
@@ -362,7 +362,7 @@ fn store_fault(fault: sim::Fault) -> u64 {
     DATA_ABORT | EIGHT_BYTES_FROM_X5 | kind << 2 | u64::from(fault.level)
 }
 
-/// Whether a guest finds that its access was an external abort, at a level of its translation or not.
+/// Whether a guest finds that its access was an external abort, not one of its translation.
 fn is_external_abort(esr_el1: u64) -> bool {
     esr_el1 >> 26 == 0x25 && esr_el1 & 0x3f == 0b01_0000
 }

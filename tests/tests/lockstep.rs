@@ -36,8 +36,8 @@ const SPLITS: [&str; 11] = [
     "MEM_RELINQUISH",
     "MMIO_GUARD_UNMAP",
 ];
-/// Outcomes that take more VMs, vCPUs or pins than this world has, or a page number that the chooser does not know: unit
-/// tests of `hyp` and the target `calls` come to them.
+/// Outcomes that take more VMs, vCPUs or pins than this world has, or a page number that the chooser does not know:
+/// unit tests of `hyp` and the target `calls` come to them.
 const ELSEWHERE: [(&str, &str); 4] =
     [("VM_CREATE", "Busy"), ("VM_CREATE", "NoMemory: metadata"), ("pin", "Busy"), ("QUERY_PAGE", "Invalid")];
 

@@ -228,8 +228,8 @@ fn make_a_vcpu_and_use_it() {
     world.check();
 }
 
-/// Pages by owner, bytes of records, and VMs: what must be as before when a VM has ended. (A block of the host's that was
-/// split for it stays split.)
+/// Pages by owner, bytes of records, and VMs: what must be as before when a VM has ended. (A block of the host's
+/// that was split for it stays split.)
 fn held(world: &World) -> (Census, u64, usize) {
     let pools = world.pools();
     (world.census(), pools.records, pools.vms.len())

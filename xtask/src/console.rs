@@ -50,8 +50,8 @@ pub(crate) struct Random {
 }
 
 impl Random {
-    /// How many calls were made in a second of the machine's clock, which is that of the world unless instructions are
-    /// counted.
+    /// How many calls were made in a second of the machine's clock, which is that of the world unless instructions
+    /// are counted.
     pub(crate) fn calls_per_second(&self) -> u64 {
         self.calls.saturating_mul(1_000_000_000) / self.nanoseconds.max(1)
     }

@@ -15,6 +15,9 @@ use crate::sys::File;
 use crate::uapi::deed;
 use crate::{Failure, failure};
 
+/// First page of RAM.
+const RAM_PFN: u64 = 0x4_0000;
+
 /// `/dev/deed`.
 #[derive(Debug)]
 pub struct Deed {
@@ -372,14 +375,17 @@ impl Deed {
         Ok(events)
     }
 
-    /// A page of the hypervisor's, found by asking for every page of the first 256 MiB of RAM from `start` on:
-    /// one in RAM that the host may not access and that no VM of the host's has got.
-    pub fn find_hypervisor_page(&self, start: u64) -> Result<Option<u64>, Failure> {
-        for pfn in (start..start + (256 << 8)).step_by(16) {
+    /// A page of the hypervisor's, found by asking for pages of the first 256 MiB of RAM: one that the host may not access,
+    /// while no VM of the host's has got any.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn find_hypervisor_page(&self) -> Result<u64, Failure> {
+        for pfn in (RAM_PFN..RAM_PFN + (256 << 8)).step_by(16) {
             if self.query(pfn)? == Some(HostState::NoPage) {
-                return Ok(Some(pfn));
+                return Ok(pfn);
             }
         }
-        Ok(None)
+        Err(failure!("no page of the hypervisor's found"))
     }
 }

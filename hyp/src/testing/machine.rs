@@ -1,8 +1,9 @@
 //! The simulated machine under the core: [`Machine`] over `sim::Sim`. Threads are its CPUs.
 //!
-//! Each operation asserts what the core owes it: that EL2 alone maps the table that is read or written, that the writing
-//! CPU holds the lock of a table's owner, that a guest gets a page for itself after the host has lost it, and that a
-//! change is published before its translations are dropped.
+//! Each operation asserts what the core owes it: that EL2 maps the table that is read or written, which the host
+//! did not reach when it was first used; that the writing CPU holds the lock of a table's owner; that a guest gets
+//! a page for itself after the host has lost it; and that a change is published before its translations are
+//! dropped.
 
 use super::RAM_PAGES;
 use crate::addr::{Gfn, Pages, Pfn, PhysAddr, Vpn};
@@ -167,8 +168,9 @@ impl TestMachine {
         self.host.get().is_some_and(|host| self.sim.walk_stage2(*host, bytes(page)).is_ok())
     }
 
-    /// EL2 maps the table that it reads or writes, at its own address: on hardware it would take an abort otherwise. Before
-    /// its tables are in use it runs without translation. The host does not reach it: it could write its own translations.
+    /// EL2 maps the table that it reads or writes, at its own address: on hardware it would take an abort
+    /// otherwise. Before its tables are in use it runs without translation. The host does not reach it, at the
+    /// first use: it could write its own translations.
     #[track_caller]
     fn check_reach(&self, at: PhysAddr) {
         let Some(el2) = self.el2.get() else { return };
@@ -213,11 +215,15 @@ impl TestMachine {
         if !matches!(self.sim.table_regime(at.as_u64()), Some(sim::Regime::Stage2 { vmid: 1.. })) {
             return;
         }
-        let owned = self.sim.leaf_at(at.as_u64(), value).filter(|leaf| leaf.sw & 3 == 0);
-        for page in
-            owned.into_iter().flat_map(|leaf| (leaf.pa..leaf.pa.saturating_add(leaf.size)).step_by(1 << 12))
-        {
-            let page = page >> crate::addr::PAGE_SHIFT;
+        /// Software bits of a leaf that say how a guest has the page: its own.
+        const OWNED: u8 = 0b00;
+        const SHARING: u8 = 0b11;
+        let owned = self.sim.leaf_at(at.as_u64(), value).filter(|leaf| leaf.sw & SHARING == OWNED);
+        let pages = |leaf: sim::Leaf| {
+            let first = leaf.pa >> crate::addr::PAGE_SHIFT;
+            first..first.saturating_add(leaf.size >> crate::addr::PAGE_SHIFT)
+        };
+        for page in owned.into_iter().flat_map(pages) {
             assert!(!self.host_reaches(page), "a guest is given page {page:#x} before the host has lost it");
         }
     }

@@ -1,7 +1,7 @@
 //! Claims: a CPU takes a vCPU for itself, runs or changes it without any lock, and gives it back.
 //!
-//! A vCPU is claimed by one CPU at a time, and a VM with a claimed vCPU does not go away. A machine that goes down lets
-//! nobody claim any more and waits for the claims that there are (`Vms::for_each_idle`).
+//! A vCPU is claimed by one CPU at a time, and a VM with a claimed vCPU does not go away. A machine that goes down
+//! lets nobody claim any more and waits for the claims that there are (`Vms::for_each_idle`).
 
 use super::{VcpuSlot, Vm};
 use crate::machine::{Machine, Stage2Id};

@@ -13,6 +13,8 @@
 //! | [`sysreg`] | trapped system registers |
 //! | [`inject`] | exceptions that EL2 delivers to a guest |
 //! | [`mmio`] | accesses to devices |
+//!
+//! A VM is guarded by the lock of its slot (`table`), a claimed vCPU's record by its claim (`claim`).
 
 #![forbid(unsafe_code)]
 

@@ -4,8 +4,8 @@
 //! whether it has ended) is behind the VM's lock, which is taken for single questions and never held while a
 //! guest runs. What EL2 can answer it answers with the guest still loaded; an exit to the host carries what
 //! [`abi::exit`] says and nothing else (invariant I10; what follows from a trap is `trap`'s business), and no
-//! value of the guest or of the host can make this loop panic or go on for ever without an interrupt getting through (I8): every turn enters the guest,
-//! and an entry with an interrupt pending is an exit.
+//! value of the guest or of the host can make this loop panic or go on for ever without an interrupt getting
+//! through (I8): every turn enters the guest, and an entry with an interrupt pending is an exit.
 
 use crate::Hypervisor;
 use crate::addr::{Gfn, Pages};

@@ -1,8 +1,8 @@
 //! The table of VMs: a slot for each VM that there can be.
 //!
-//! A handle is a slot and the slot's generation, which never repeats (I9). The lock of a slot guards everything about its
-//! VM, except the record of a vCPU that some CPU has claimed: that CPU owns it. `Vms::creation` is taken before any
-//! other lock, and only to create a VM.
+//! A handle is a slot and the slot's generation, which never repeats (I9). The lock of a slot guards everything
+//! about its VM, except the record of a vCPU that some CPU has claimed: that CPU owns it. `Vms::creation` is taken
+//! before any other lock, and only to create a VM.
 
 use super::{Claim, MAX_VMS, VcpuSlot, Vm};
 use crate::machine::Machine;
@@ -109,8 +109,8 @@ impl Vms {
         }
     }
 
-    /// Shows every VM to `visit`, one lock at a time, once no CPU has a vCPU of it claimed. For a machine that is closed:
-    /// no CPU can claim one for long any more.
+    /// Shows every VM to `visit`, one lock at a time, once no CPU has a vCPU of it claimed. For a machine that is
+    /// closed: no CPU can claim one for long any more.
     pub(crate) fn for_each_idle(&self, mut visit: impl FnMut(&mut Vm)) {
         for place in &self.places {
             loop {

@@ -1,7 +1,7 @@
 //! What follows from a trap of a guest: it goes on, takes an exception, or the host must do something.
 //!
-//! Every syndrome that hardware can report has an answer here, those that no guest can cause included (I8). What the host
-//! is told is an [`Exit`], and nothing else of a protected guest (I10).
+//! Every syndrome that hardware can report has an answer here, those that no guest can cause included (I8). What
+//! the host is told is an [`Exit`], and nothing else of a protected guest (I10).
 
 use crate::Hypervisor;
 use crate::addr::Gfn;
@@ -14,15 +14,15 @@ use abi::exit::{Access, Exit, Fatal};
 use abi::smccc::NOT_SUPPORTED;
 
 /// ESR_EL2 fields (Arm ARM D24.2.40).
-pub(crate) mod esr {
-    pub(crate) const EC_SHIFT: u32 = 26;
-    pub(crate) const EC_MASK: u64 = 0x3f;
-    pub(crate) const WNR: u64 = 1 << 6;
-    pub(crate) const S1PTW: u64 = 1 << 7;
-    pub(crate) const IMMEDIATE: u64 = 0xffff;
+mod esr {
+    pub(super) const EC_SHIFT: u32 = 26;
+    pub(super) const EC_MASK: u64 = 0x3f;
+    pub(super) const WNR: u64 = 1 << 6;
+    pub(super) const S1PTW: u64 = 1 << 7;
+    pub(super) const IMMEDIATE: u64 = 0xffff;
     /// WFE or WFET, not WFI or WFIT.
-    pub(crate) const WAIT_FOR_EVENT: u64 = 1;
-    pub(crate) const FAULT_STATUS: u64 = 0x3f;
+    pub(super) const WAIT_FOR_EVENT: u64 = 1;
+    pub(super) const FAULT_STATUS: u64 = 0x3f;
 }
 
 /// Exception classes that a guest can raise to EL2.

@@ -14,9 +14,9 @@ use spec::state::{Content, GuestEntry, HostEntry, Phase, Sharing};
 use std::sync::atomic::Ordering;
 
 impl<const P: usize, const V: usize, const G: usize> Real<P, V, G> {
-    /// Compares everything with a state of the specification, which was `before`. Where that is the same and no word of RAM
-    /// was written since, only what EL2 keeps in records of its own is looked at; the content of a page is looked at where
-    /// the specification changed it. Without `before`, everything is looked at.
+    /// Compares everything with a state of the specification, which was `before`. Where that is the same and no
+    /// word of RAM was written since, only what EL2 keeps in records of its own is looked at; the content of a page
+    /// is looked at where the specification changed it. Without `before`, everything is looked at.
     ///
     /// # Errors
     /// The first difference.

@@ -94,8 +94,8 @@ impl Search<'_> {
         }
     }
 
-    /// The pool that a call may lack pages of, if it says so. The stage has given all pools more than two calls can use:
-    /// only a VM that was made since has none, and its donation lacks them.
+    /// The pool that a call may lack pages of, if it says so. The stage has given all pools more than two calls can
+    /// use: only a VM that was made since has none, and its donation lacks them.
     fn lack(&self, call: Call, got: Outcome) -> Option<Pool> {
         let made = |event: &Event| match event.ended {
             Some((_, Got::Outcome(Outcome::Created(vm)))) => Some(vm),
@@ -105,8 +105,8 @@ impl Search<'_> {
         (is_new && got == Outcome::Lacking(Pool::Vm)).then_some(Pool::Vm)
     }
 
-    /// Whether a call that came to nothing because a vCPU was claimed had somebody to claim it meanwhile, who did not come
-    /// to nothing for the same reason. The specification knows no claims: its calls take no time.
+    /// Whether a call that came to nothing because a vCPU was claimed had somebody to claim it meanwhile, who did
+    /// not come to nothing for the same reason. The specification knows no claims: its calls take no time.
     fn is_claimed(&self, event: &Event) -> bool {
         let wanted = match event.op {
             Op::Call(Call::VmTeardownStart { vm }) => Some((vm, None)),

@@ -23,7 +23,7 @@ const WRITTEN: u64 = 0x6465_6564;
 const TRIES: usize = 16;
 /// ESR_EL2 of an HVC with immediate 0, and of a store of 8 bytes from x0 that found no translation at level 3.
 const HVC: u64 = 0x16 << 26 | 1 << 25;
-const STORE: u64 = 0x24 << 26 | 1 << 25 | 1 << 24 | 0b11 << 22 | 1 << 6 | 0b00_0111;
+const STORE: u64 = 0x24 << 26 | 1 << 25 | 1 << 24 | 0b11 << 22 | 1 << 15 | 1 << 6 | 0b00_0111;
 
 /// The core in a starting state.
 pub(super) struct Stage {

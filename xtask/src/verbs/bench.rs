@@ -65,6 +65,9 @@ fn boots(tree: &Tree, args: &Args, report: &mut Report, counted: &mut Vec<Counte
     let scenarios = Scenario::names_in(tree, FOLDER)?.iter().map(load).collect::<Result<Vec<_>>>()?;
     let machines: Vec<Machine> =
         scenarios.iter().map(|scenario| scenario.machine(&Overrides::default())).collect();
+    // Rows are named after whole GiB.
+    let odd = machines.iter().find(|machine| !machine.memory.ends_with('G'));
+    ensure!(odd.is_none(), "qemu/bench has a machine whose memory is not in GiB: {odd:?}");
     note_machines(&mut report.env, &machines);
     let toolchain = Toolchain::ensure(&[Need::Build, Need::Qemu])?;
     toolchain.note_versions(&mut report.env);
@@ -99,8 +102,8 @@ fn note_machines(environment: &mut Environment, machines: &[Machine]) {
     environment.smp = numbers.next().filter(|first| numbers.all(|number| number == *first));
 }
 
-/// The rows of a boot. What the boot itself cost is named after the machine, and what EL2 keeps stands beside it, if the
-/// hypervisor came as far as to say so: a row that is missing fails.
+/// The rows of a boot. What the boot itself cost is named after the machine, and what EL2 keeps stands beside it,
+/// if the hypervisor came as far as to say so: a row that is missing fails.
 fn rows_of(console: &Console, memory: &str) -> Vec<Counted> {
     let gib = memory.trim_end_matches('G');
     let mut rows = console.rows.clone();

@@ -125,7 +125,8 @@ fn tell(tree: &Tree, args: &super::Args, outcome: &Outcome, checks: &[Check], fu
     let verdict = if checks.iter().all(|check| check.pass) { "PASSED" } else { "FAILED" };
     let played = match fuzzed.map(|fuzzed| &fuzzed.played) {
         Some(Played::Programs { programs, calls, pairs, calls_per_second }) => format!(
-            "{calls} calls in {programs} programs, {calls_per_second} a second; {pairs} pairs of a call and an              outcome"
+            "{calls} calls in {programs} programs, {calls_per_second} a second; {pairs} pairs of a call and an \
+             outcome"
         ),
         _ => "no count of calls was seen".to_owned(),
     };

@@ -1,7 +1,7 @@
 //! Calls that can never be right: they must be refused, and change nothing.
 //!
-//! The host's are those of `abi::host::CALLS`, each argument chosen by what it is called there, so a new call is tried
-//! as soon as it is listed. TEST_FAIL is never made: it breaks the hypervisor on purpose.
+//! The host's are those of `abi::host::CALLS`, each argument chosen by what it is called there, so a new call is
+//! tried as soon as it is listed. TEST_FAIL is never made: it breaks the hypervisor on purpose.
 
 use abi::host::{CALLS, CallInfo, FIRST, HostResult};
 use abi::smccc::{INVALID_PARAMETER, NOT_SUPPORTED};

@@ -1,20 +1,16 @@
 //! The order of the attempts.
 
+use host_programs::Failure;
 use host_programs::census::check_unchanged;
 use host_programs::deed::Deed;
 use host_programs::steps::Steps;
-use host_programs::{Failure, failure};
 
 use crate::{absurd, conduits, cpus, life};
-
-/// First page of RAM.
-const RAM_PFN: u64 = 0x4_0000;
 
 /// Makes all attempts and compares the census.
 pub(crate) fn main(_: &[&str], steps: &mut Steps) -> Result<(), Failure> {
     let deed = Deed::open()?;
-    let hyp =
-        deed.find_hypervisor_page(RAM_PFN)?.ok_or_else(|| failure!("no page of the hypervisor's found"))?;
+    let hyp = deed.find_hypervisor_page()?;
     let before = deed.census()?;
 
     steps.tell("The host calls with numbers that are no calls, and by conduits that are none.");

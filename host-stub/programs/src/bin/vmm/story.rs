@@ -29,8 +29,7 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
     let deed = Deed::open()?;
 
     let before = census_at_start(&deed, steps)?;
-    let hyp =
-        deed.find_hypervisor_page(RAM_PFN)?.ok_or_else(|| failure!("no page of the hypervisor's found"))?;
+    let hyp = deed.find_hypervisor_page()?;
 
     let mut machine = first_guest(&deed, steps, nonce)?;
     let first_page = pages_leave_when_used(&deed, steps, &mut machine)?;
@@ -63,9 +62,6 @@ pub(crate) fn main(arguments: &[&str], steps: &mut Steps) -> Result<(), Failure>
     second_guest_reads_zeros(&deed, steps, &pages)?;
     census_at_end(&deed, steps, before)
 }
-
-/// First page of RAM.
-const RAM_PFN: u64 = 0x4_0000;
 
 /// The power call with which a run ends that leaves the guest alive.
 fn last_call(arguments: &[&str]) -> Option<u32> {
