@@ -6,7 +6,7 @@ use crate::devicetree;
 use crate::elf;
 use crate::emulator::Emulator;
 use crate::entries;
-use crate::follow::{Followed, end_of, follow, killed, read_in_background};
+use crate::follow::{Followed, Wish, end_of, follow, killed, read_in_background};
 use crate::images::{Builder, Images};
 use crate::linux;
 use crate::oracle;
@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 const IMAGE_ADDRESS: u64 = 0x4020_0000;
 /// More console than this is a guest that prints without end.
 const MAX_CONSOLE: usize = 32 << 20;
+/// How long a boot goes on, at the most, once it has shown that something fails.
+const AFTER_A_FAILURE: Duration = Duration::from_secs(5);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How to run. By default: quietly, as the scenario says, on the plain image, without its control run.
@@ -49,6 +51,8 @@ pub(crate) struct Options {
     pub(crate) control: bool,
     /// Seconds, instead of the scenario's.
     pub(crate) timeout: Option<u64>,
+    /// All that is asked is whether something fails: once a step has, what hangs is not waited for.
+    pub(crate) until_a_step_fails: bool,
     /// Name of the run and of its log.
     pub(crate) label: String,
     /// More options of QEMU.
@@ -368,7 +372,12 @@ impl<'a> Start<'a> {
                 std::io::stdout().write_all(chunk)?;
                 std::io::stdout().flush()?;
             }
-            Ok(console.len() < MAX_CONSOLE)
+            let has_failed = || Console::parse(&String::from_utf8_lossy(&console)).has_failed_step();
+            Ok(match console.len() < MAX_CONSOLE {
+                true if options.until_a_step_fails && has_failed() => Wish::ForAnother(AFTER_A_FAILURE),
+                true => Wish::GoOn,
+                false => Wish::Enough,
+            })
         });
         let ending = match ended {
             Ok(Followed::ToTheEnd) => end_of(&mut child, seconds)?,

@@ -84,6 +84,11 @@ pub(crate) struct Expectation<'a> {
 }
 
 impl Console {
+    /// Whether a step has failed.
+    pub(crate) fn has_failed_step(&self) -> bool {
+        self.steps.iter().any(|step| !step.pass)
+    }
+
     /// Takes a console apart.
     pub(crate) fn parse(text: &str) -> Self {
         let mut console = Self::default();

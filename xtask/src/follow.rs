@@ -31,19 +31,33 @@ pub(crate) enum Followed {
     TooMuch,
 }
 
+/// What one who follows wants next.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wish {
+    /// More.
+    GoOn,
+    /// More, but not for longer than so: it has seen what it looked for.
+    ForAnother(Duration),
+    /// No more.
+    Enough,
+}
+
 /// Hands every chunk to `take` until the other side closes, the deadline passes or `take` has had enough.
 pub(crate) fn follow(
     chunks: &Receiver<Vec<u8>>,
-    deadline: Instant,
-    mut take: impl FnMut(&[u8]) -> Result<bool>,
+    mut deadline: Instant,
+    mut take: impl FnMut(&[u8]) -> Result<Wish>,
 ) -> Result<Followed> {
     loop {
         let Some(left) = deadline.checked_duration_since(Instant::now()) else {
             return Ok(Followed::TooLong);
         };
         match chunks.recv_timeout(left) {
-            Ok(chunk) if take(&chunk)? => {}
-            Ok(_) => return Ok(Followed::TooMuch),
+            Ok(chunk) => match take(&chunk)? {
+                Wish::GoOn => {}
+                Wish::ForAnother(time) => deadline = deadline.min(Instant::now() + time),
+                Wish::Enough => return Ok(Followed::TooMuch),
+            },
             Err(RecvTimeoutError::Timeout) => return Ok(Followed::TooLong),
             Err(RecvTimeoutError::Disconnected) => return Ok(Followed::ToTheEnd),
         }
@@ -82,14 +96,23 @@ mod tests {
         let mut seen = Vec::new();
         let followed = follow(&receiver, soon, |chunk| {
             seen.extend_from_slice(chunk);
-            Ok(true)
+            Ok(Wish::GoOn)
         });
         assert!(matches!(followed, Ok(Followed::TooLong)));
         assert_eq!(seen, b"a");
         sender.send(b"b".to_vec()).unwrap();
         drop(sender);
         let later = Instant::now() + Duration::from_secs(60);
-        assert!(matches!(follow(&receiver, later, |_| Ok(true)), Ok(Followed::ToTheEnd)));
+        assert!(matches!(follow(&receiver, later, |_| Ok(Wish::GoOn)), Ok(Followed::ToTheEnd)));
+    }
+
+    #[test]
+    fn who_has_seen_enough_to_know_waits_no_longer_than_he_says() {
+        let (sender, receiver) = channel();
+        sender.send(b"a".to_vec()).unwrap();
+        let later = Instant::now() + Duration::from_secs(600);
+        let soon = Wish::ForAnother(Duration::from_millis(20));
+        assert!(matches!(follow(&receiver, later, |_| Ok(soon)), Ok(Followed::TooLong)));
     }
 
     #[test]
@@ -97,6 +120,6 @@ mod tests {
         let (sender, receiver) = channel();
         sender.send(b"a".to_vec()).unwrap();
         let later = Instant::now() + Duration::from_secs(60);
-        assert!(matches!(follow(&receiver, later, |_| Ok(false)), Ok(Followed::TooMuch)));
+        assert!(matches!(follow(&receiver, later, |_| Ok(Wish::Enough)), Ok(Followed::TooMuch)));
     }
 }

@@ -201,7 +201,7 @@ impl<'a> Lab<'a> {
                 Catcher::Unit { .. } | Catcher::Threads { .. } => {
                     self.run(catcher).map(|failures| failures.join(", "))
                 }
-                Catcher::Oracle { scenario } => self.boot(scenario, true).map(|outcome| {
+                Catcher::Oracle { scenario } => self.boot(scenario, true, false).map(|outcome| {
                     outcome.failures().map(|check| check.name.as_str()).collect::<Vec<_>>().join(", ")
                 }),
                 Catcher::Emulator { scenario, .. } => {
@@ -326,7 +326,7 @@ impl<'a> Lab<'a> {
     }
 
     fn run_boot(&self, name: &str, step: Option<&str>) -> Result<Vec<String>> {
-        let outcome = self.boot(name, false)?;
+        let outcome = self.boot(name, false, step.is_none())?;
         // A named step must be the one that fails; a boot that breaks before it comes to it has it missing.
         let named = outcome.failures().filter(|check| step.is_none_or(|step| check.name == step));
         let names: BTreeSet<String> = named.map(|check| format!("emulator/{name}/{}", check.name)).collect();
@@ -335,16 +335,17 @@ impl<'a> Lab<'a> {
 
     /// Boots with the oracle. Only what the oracle itself says counts.
     fn run_oracle(&self, name: &str) -> Result<Vec<String>> {
-        let outcome = self.boot(name, true)?;
+        let outcome = self.boot(name, true, false)?;
         let found = outcome.failures().any(crate::oracle::is_report);
         Ok(found.then(|| format!("oracle/{name}")).into_iter().collect())
     }
 
-    fn boot(&self, name: &str, oracle: bool) -> Result<boot::Outcome> {
+    fn boot(&self, name: &str, oracle: bool, until_a_step_fails: bool) -> Result<boot::Outcome> {
         let toolchain = self.toolchain.context("no compiler for boots")?;
         let scenario = Scenario::load(&self.tree, name)?;
         let builder = Builder::new(&self.tree, toolchain, false, self.verbose);
-        let options = Options { verbose: self.verbose, oracle, label: name.to_owned(), ..Options::default() };
+        let (verbose, label) = (self.verbose, name.to_owned());
+        let options = Options { verbose, oracle, until_a_step_fails, label, ..Options::default() };
         let machine = scenario.machine(&Overrides::default());
         boot::scenario(&self.tree, &builder, &scenario, &machine, &options)
     }
