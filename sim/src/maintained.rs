@@ -8,9 +8,6 @@ use std::collections::BTreeMap;
 use crate::pending::Range;
 use crate::walk::Regime;
 
-/// The host's translation, by Deed's convention.
-const HOST: Regime = Regime::Stage2 { vmid: 0 };
-
 /// The pages that were cleaned since the host was last given them, who may write past the caches; and whether each
 /// was wiped since any stage 2 was given it.
 #[derive(Debug, Default)]
@@ -31,7 +28,7 @@ impl Maintained {
     pub(crate) fn given(&mut self, regime: Regime, pages: Range) {
         match regime {
             Regime::El2 => {}
-            HOST => {
+            Regime::HOST => {
                 while let Some(page) = self.0.range(pages.start..pages.end).next().map(|(page, _)| *page) {
                     self.0.remove(&page);
                 }
@@ -49,6 +46,6 @@ impl Maintained {
             return None;
         }
         let mut pages = self.0.range(pages.start..pages.end);
-        pages.find(|(_, wiped)| **wiped || regime == HOST).map(|(page, _)| *page)
+        pages.find(|(_, wiped)| **wiped || regime == Regime::HOST).map(|(page, _)| *page)
     }
 }

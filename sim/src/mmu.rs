@@ -139,8 +139,8 @@ struct Speculation<'a> {
 }
 
 impl Visitor for Speculation<'_> {
-    /// What a table holds is cached already if it was, and neither the table has changed since nor was anything of it
-    /// forgotten.
+    /// All of a table is known if all of it was cached before, and since then neither has the table changed nor was
+    /// anything of it forgotten.
     fn enter(&mut self, pointer: TablePointer, ia: u64) -> bool {
         self.tlb.fill(self.regime, ia, pointer, self.ram.version(pointer.table))
     }

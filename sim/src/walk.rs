@@ -71,11 +71,15 @@ pub enum Regime {
     El2,
 }
 
+impl Regime {
+    /// The host's stage 2, by Deed's convention.
+    pub(crate) const HOST: Self = Self::Stage2 { vmid: 0 };
+}
+
 impl std::fmt::Display for Regime {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            // By Deed's convention.
-            Self::Stage2 { vmid: 0 } => f.write_str("the host"),
+            &Self::HOST => f.write_str("the host"),
             Self::Stage2 { vmid } => write!(f, "the guest with VMID {vmid}"),
             Self::El2 => f.write_str("EL2"),
         }

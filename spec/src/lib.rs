@@ -13,6 +13,8 @@
 //! | `tell` | calls and outcomes in words |
 //! | [`chooser`] | random calls for tests to play |
 //! | [`explore`] | every state of a small world, and the story of the shortest way to a broken one |
+//! | `names` | what is the same but for the names of pages and VMs |
+//! | [`worlds`] | the small worlds, and the outcomes that they come to |
 
 #![cfg_attr(not(any(test, feature = "explore")), no_std)]
 #![forbid(unsafe_code)]
@@ -25,6 +27,8 @@ pub mod explore;
 mod guest;
 mod host;
 pub mod invariants;
+#[cfg(any(test, feature = "explore"))]
+mod names;
 pub mod state;
 pub mod step;
 mod tell;

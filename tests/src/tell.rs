@@ -1,16 +1,25 @@
 //! Calls of the host in words, for the stories that failures tell.
 
 use abi::VmHandle;
-use abi::host::{CALLS, HostCall};
+use abi::host::{CALLS, CallInfo, HostCall};
 use hyp::testing::{RAM_PAGES, RAM_START};
+
+/// What the interface says of a call.
+///
+/// # Panics
+/// If the call is not listed.
+pub fn info_of(call: HostCall) -> &'static CallInfo {
+    let [number, ..] = call.encode();
+    CALLS.iter().find(|info| u64::from(info.number) == number).expect("a call that is listed")
+}
 
 /// Tells a call with its arguments, pages of RAM by their numbers there.
 ///
 /// # Panics
 /// If the call is not listed.
 pub fn host_call(call: HostCall) -> String {
-    let [number, arguments @ ..] = call.encode();
-    let info = CALLS.iter().find(|info| u64::from(info.number) == number).expect("a call that is listed");
+    let [_, arguments @ ..] = call.encode();
+    let info = info_of(call);
     let told = info.arguments.iter().zip(arguments).map(|(name, word)| argument(name, word));
     format!("{}: {}", info.name, told.collect::<Vec<_>>().join(", "))
 }

@@ -4,10 +4,10 @@
 //! The last is the oracle's business, which runs beside every transition here.
 
 use abi::exit::Exit;
-use abi::host::{CALLS, HostCall, HostResult};
+use abi::host::{HostCall, HostResult};
 use abi::page::{Permissions, Pool};
 use abi::{Error, VmFlags, VmHandle, guest};
-use deed_tests::tell::host_call;
+use deed_tests::tell::{host_call, info_of};
 use deed_tests::tell_reached;
 use hyp::testing::{PROTECTED, RAM_START, World};
 use spec::worlds::LISTED;
@@ -41,14 +41,7 @@ impl Op {
     /// Its name in the documents.
     fn name(self) -> &'static str {
         match self {
-            Self::Host(call) => {
-                let number = call.encode()[0];
-                CALLS
-                    .iter()
-                    .find(|info| u64::from(info.number) == number)
-                    .expect("a call that is listed")
-                    .name
-            }
+            Self::Host(call) => info_of(call).name,
             Self::Guest(function, ..) => {
                 GUEST_CALLS.iter().find(|(number, _)| *number == function).expect("a call of guests").1
             }

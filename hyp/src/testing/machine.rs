@@ -215,9 +215,10 @@ impl TestMachine {
         if !matches!(self.sim.table_regime(at.as_u64()), Some(sim::Regime::Stage2 { vmid: 1.. })) {
             return;
         }
-        /// Software bits of a leaf that say how a guest has the page: its own.
-        const OWNED: u8 = 0b00;
+        /// Software bits of a leaf that say how a guest has the page.
         const SHARING: u8 = 0b11;
+        /// It is the guest's alone.
+        const OWNED: u8 = 0b00;
         let owned = self.sim.leaf_at(at.as_u64(), value).filter(|leaf| leaf.sw & SHARING == OWNED);
         let pages = |leaf: sim::Leaf| {
             let first = leaf.pa >> crate::addr::PAGE_SHIFT;
